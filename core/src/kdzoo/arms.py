@@ -1,0 +1,173 @@
+"""Arms: what a bench compares, and the stages each arm is made of."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kdzoo.cards import Baseline, MethodCard, TaskCard
+from kdzoo.catalog import Catalog
+from kdzoo.errors import KdzooError, unknown
+from kdzoo.method import Role, Stage, evaluate_stage, fit_stage
+from kdzoo.settings import Settings, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One training configuration.
+
+    Attributes:
+        name: unique within the bench.
+        method: slug of the method whose hooks are active, or None (teacher, student).
+        set: what the arm changes in the settings.
+        default: part of the plain bench.
+        differs: what differs by design from the student arm (steps, init, order, size), with `why`.
+        until: name of the stage after which the arm is evaluated; empty for the whole plan.
+    """
+
+    name: str
+    method: str | None
+    text: str
+    set: Mapping[str, Any] = field(default_factory=dict)
+    default: bool = False
+    differs: tuple[str, ...] = ()
+    why: str = ""
+    control: bool = False
+    until: str = ""
+
+
+def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
+    """All arms of a method on a task, in the order of the table: teacher, student, baseline, method, variants."""
+    arms: list[Arm] = []
+    if task.teacher:
+        arms.append(Arm("teacher", None, task.teacher.text, default=True))
+    arms.append(Arm("student", None, "the student alone: the task's own loss, no teacher", default=True))
+    if isinstance(task.kd, Baseline) and task.kd.method != card.slug:
+        arms.append(Arm(task.kd.method, task.kd.method, "the plain baseline", task.kd.set, default=True))
+    arms.append(Arm(card.slug, card.slug, card.title, default=True))
+    for name, switch in card.switches.items():
+        if not switch.tasks or task.slug in switch.tasks:
+            text = f"without {card.components[switch.component].text}"
+            arms.append(Arm(f"{card.slug}.without-{name}", card.slug, text, switch.off, switch.default))
+    for name, arm in card.arms.items():
+        if arm.tasks and task.slug not in arm.tasks:
+            continue
+        plain = Arm(
+            name, card.slug, arm.text, arm.set, arm.default, tuple(arm.differs), arm.why, arm.control, arm.until
+        )
+        for values in itertools.product(*arm.grid.values()):
+            chosen = dict(zip(arm.grid, values, strict=True))
+            arms.append(replace(plain, name=_grid_name(name, chosen), set={**arm.set, **chosen}))
+    known = {arm.name for arm in arms}
+    for claim in card.claims:
+        for name in claim.arms:
+            if name not in known and name in cards.methods and task.slug in cards.methods[name].tasks:
+                known.add(name)
+                arms.append(Arm(name, name, cards.methods[name].title))
+    return {arm.name: arm for arm in arms}
+
+
+def _grid_name(name: str, chosen: Mapping[str, Any]) -> str:
+    """``name`` without a grid, ``name[0.25]`` with one axis, ``name[a=1,b=2]`` with more."""
+    if not chosen:
+        return name
+    if len(chosen) == 1:
+        return f"{name}[{next(iter(chosen.values()))}]"
+    return f"{name}[{','.join(f'{key}={value}' for key, value in chosen.items())}]"
+
+
+def select(arms: Mapping[str, Arm], wanted: str, task: TaskCard) -> dict[str, Arm]:
+    """The arms that ``--arms`` names: ``default``, ``all``, or a list of names and globs.
+
+    Teacher and student always come along: without them no other number means anything.
+    """
+    if wanted == "all":
+        return dict(arms)
+    if wanted == "default":
+        return {name: arm for name, arm in arms.items() if arm.default}
+    chosen = {"teacher", "student"}
+    for pattern in filter(None, (part.strip() for part in _split(wanted))):
+        if pattern == "kd" and isinstance(task.kd, Baseline):
+            pattern = task.kd.method
+        hits = [name for name in arms if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise unknown("arm", pattern, arms, f"Known: {', '.join(arms)}.")
+        chosen |= set(hits)
+    return {name: arm for name, arm in arms.items() if name in chosen}
+
+
+def _split(text: str) -> Iterable[str]:
+    """Split at commas outside square brackets: grid arms have commas in their names."""
+    depth, part = 0, ""
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and not depth:
+            yield part
+            part = ""
+        else:
+            part += letter
+    yield part
+
+
+def roles_of(arm: Arm, cards: Catalog) -> tuple[Role, ...]:
+    """The roles of an arm's fit, in card order."""
+    if arm.method is None:
+        return (Role("student"),)
+    return tuple(role.role(name) for name, role in cards.method(arm.method).roles.items())
+
+
+def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any]) -> list[Stage]:
+    """The plan of an arm: the task's teacher if it is to be trained, the method's stages, the evaluation."""
+    roles = roles_of(arm, cards)
+    ships = ships_of(arm, cards)
+    teacher_trained = task.teacher is not None and not task.teacher.file
+    stages: list[Stage] = []
+    if teacher_trained:
+        assert task.teacher is not None
+        learner = (Role("student", "train", "init:teacher"),)
+        stages.append(fit_stage("teacher", set=task.teacher.set, seeded=False, roles=learner))
+    if arm.name == "teacher":
+        shipped = (Role("teacher", "frozen", "task"),)
+        needs = ("teacher",) if teacher_trained else ()
+        return [*stages, Stage("evaluate", "kdzoo.evaluate:evaluate_stage", needs, ("*",), roles=shipped)]
+    module = cards.module(arm.method) if arm.method else None
+    if module is not None and hasattr(module, "plan"):
+        own: list[Stage] = list(module.plan(Settings(values, ("*",), "plan")))
+    else:
+        own = [fit_stage(needs=("teacher",) if teacher_trained and _asks(roles) else ())]
+    own = [stage for stage in own if stage.name != "evaluate"]
+    if arm.until:
+        names = [stage.name for stage in own]
+        if arm.until not in names:
+            raise unknown("stage", arm.until, names, f"Arm {arm.name!r} is evaluated after one of its stages.")
+        own = own[: names.index(arm.until) + 1]
+    last = own[-1].name
+    shown = tuple(Role(name, "frozen", f"stage:{last}/{name}") for name in ships)
+    if task.teacher is not None and "teacher" not in ships:
+        shown += (Role("teacher", "frozen", "task"),)
+    needs = (last, "teacher") if teacher_trained else (last,)
+    return [*stages, *own, replace(evaluate_stage(last), needs=needs, reads=("*",), roles=shown)]
+
+
+def _asks(roles: Iterable[Role]) -> bool:
+    return any(role.source == "task" for role in roles)
+
+
+def ships_of(arm: Arm, cards: Catalog) -> tuple[str, ...]:
+    if arm.name == "teacher":
+        return ("teacher",)
+    return tuple(cards.method(arm.method).ships) if arm.method else ("student",)
+
+
+def settings_of(arm: Arm, cards: Catalog, task: TaskCard, user: Mapping[str, Any]) -> dict[str, Any]:
+    """All values of an arm."""
+    method = cards.method(arm.method) if arm.method else None
+    if method and method.couples_batch and int(user.get("accumulate", 1)) > 1:
+        raise KdzooError(
+            f"accumulate = {user['accumulate']} with {arm.name!r}: its loss couples the samples of a batch, and its "
+            "mean over micro-batches is another loss. Use accumulate = 1 and a batch that fits the memory."
+        )
+    return resolve(task, method, user, arm.set)

@@ -1,0 +1,86 @@
+"""Checkpoints: a run's whole state, written so that a crash at any moment leaves a whole one behind.
+
+The state is in ``checkpoint-<step>.pt``; ``checkpoint.json`` names it with its hash and is replaced last. Random
+state is not in it: seeds are functions of the step (`kdzoo.rng`), as is the data order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdzoo.artefacts import disk_errors, dump_json, write_atomic
+from kdzoo.errors import KdzooError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.optim import Optimizer
+
+    from kdzoo.runs import Run
+
+POINTER = "checkpoint.json"
+
+
+def save(run: Run, optimizer: Optimizer | None) -> None:
+    """Write the state after ``run.step`` whole steps, then drop the older one."""
+    run.cost.seconds += run.seconds()
+    run.restart_clock()
+    state = {
+        "step": run.step,
+        "models": {name: run.models[name].state_dict() for name, role in run.roles.items() if role.kind != "frozen"},
+        "optimizer": optimizer.state_dict() if optimizer is not None else None,
+        "kept": {name: thing.state_dict() for name, thing in run.kept.items()},
+        "books": run.books(),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    name = f"checkpoint-{run.step}.pt"
+    digest = write_atomic(run.folder / name, content)
+    write_atomic(run.folder / POINTER, dump_json({"file": name, "sha256": digest, "saved_at": time.time()}))
+    with disk_errors(run.folder):
+        for old in run.folder.glob("checkpoint-*.pt"):
+            if old.name != name:
+                old.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The state to go on from, or None if there is none. A damaged one is refused."""
+    pointer = folder / POINTER
+    if not pointer.exists():
+        return None
+    try:
+        said = json.loads(pointer.read_bytes())
+        content = (folder / said["file"]).read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != said["sha256"]:
+            raise KdzooError(
+                f"the checkpoint {folder / said['file']} is damaged: sha256 {found[:16]}..., written with "
+                f"{said['sha256'][:16]}...; going on from it would give other results. Start this stage again with "
+                "--no-resume."
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise KdzooError(
+            f"the checkpoint in {folder} cannot be read ({error}). Start this stage again with --no-resume."
+        ) from error
+    state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    return state
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Put models and books back; optimiser and kept things take theirs when they are made."""
+    for name, values in state["models"].items():
+        run.models[name].load_state_dict(values)
+    run.step = state["step"]
+    books = state["books"]
+    for name, value in books["cost"].items():
+        setattr(run.cost, name, value)
+    run.curves.update(books["curves"])
+    run.logs.update(books["logs"])
+    run.restored = state

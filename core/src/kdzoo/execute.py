@@ -1,0 +1,236 @@
+"""Make one artefact: the only place where a stage function is called."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from kdzoo import builtin, catalog, plugins
+from kdzoo.artefacts import Store, disk_errors, key_of, write_atomic
+from kdzoo.device import open_device
+from kdzoo.errors import KdzooError
+from kdzoo.method import Stage
+from kdzoo.runs import Run, StageSpec
+from kdzoo.settings import Settings, restrict
+from kdzoo.task import Data
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def modules_of(task: str, method: str | None, extensions: tuple[str, ...]) -> list[tuple[str, ModuleType]]:
+    """The plugins of a stage in registration order: core, task, method, extensions."""
+    cards = catalog.load()
+    found = [("core", builtin.engine()), ("task", cards.module(task))]
+    if method is not None:
+        found.append(("method", cards.module(method)))
+    known = plugins.extensions()
+    found += [(f"extension:{name}", known[name.partition("==")[0]].load()) for name in extensions]
+    return found
+
+
+def serve(run: Run, split: str) -> Data:
+    """A split, as the task's module serves it."""
+    data: Data = catalog.load().module(run.spec.task).data(run, split)
+    return data
+
+
+def key_content(spec: StageSpec, data_hash: str) -> dict[str, Any]:
+    """Everything the result of a stage depends on."""
+    cards, stage = catalog.load(), spec.stage
+    method = cards.method(spec.method) if spec.method else None
+    return {
+        "call": stage.call,
+        "version": stage.version,
+        "name": stage.name,
+        "settings": restrict(spec.settings, stage.reads),
+        "needs": dict(sorted(spec.needs.items())),
+        "roles": [[role.name, role.kind, role.source, role.seed] for role in spec.roles],
+        "ships": list(spec.ships),
+        "task": [spec.task, cards.task(spec.task).version],
+        "teacher": teacher_hash(spec),
+        "method": [spec.method, method.version] if method else None,
+        "data": data_hash,
+        "seed": spec.seed,
+        "extensions": list(spec.extensions),
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "device": torch.device(spec.device).type,
+        "dtype": spec.dtype,
+        "threads": spec.threads,
+        "smoke": spec.smoke,
+    }
+
+
+def teacher_hash(spec: StageSpec) -> str | None:
+    """The hash of the shipped teacher, where a role of the stage is it."""
+    teacher = catalog.load().task(spec.task).teacher
+    asked = any(role.source == "task" for role in spec.roles)
+    return teacher.sha256 if asked and teacher and teacher.file else None
+
+
+def source_hash(spec: StageSpec) -> str:
+    """sha256 over the source of the stage's function and of the task's and method's modules."""
+    module, _, _ = spec.stage.call.partition(":")
+    cards = catalog.load()
+    files = [importlib.import_module(module), cards.module(spec.task)]
+    files += [cards.module(spec.method)] if spec.method else []
+    return hashlib.sha256("".join(inspect.getsource(part) for part in files).encode()).hexdigest()[:16]
+
+
+def open_run(spec: StageSpec, store: Store, folder: Path, report: Report = lambda _: None) -> Run:
+    """The `Run` of a stage, with fresh hooks."""
+    cards = catalog.load()
+    return Run(
+        spec=spec,
+        task=cards.task(spec.task),
+        method=cards.method(spec.method) if spec.method else None,
+        manager=plugins.run_manager(modules_of(spec.task, spec.method, spec.extensions)),
+        serve=serve,
+        folder=folder,
+        inputs={name: store.folder(key) for name, key in spec.needs.items()},
+        device=open_device(spec.device, spec.dtype),
+        report=report,
+    )
+
+
+def execute(
+    spec: StageSpec,
+    store: Store,
+    *,
+    resume: bool = True,
+    fresh: bool = False,
+    report: Report = lambda _: None,
+    started: Callable[[Run], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Find or make the artefact of a stage; returns its manifest, with ``reused``.
+
+    `resume` goes on from a checkpoint, where one is; `fresh` makes it again although it is whole.
+    """
+    source = source_hash(spec)
+    with store.lock(spec.key):
+        manifest = None if fresh else store.manifest(spec.key)
+        if manifest is not None:
+            return manifest | {"reused": True, "source_changed": manifest["source_hash"] != source}
+        if fresh or not resume:
+            store.discard(spec.key, whole=fresh)
+        folder = store.part(spec.key)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        _reset_peak_memory()
+        began = time.perf_counter()
+        run = open_run(spec, store, folder, report)
+        run.store = store
+        run.checkpoint_seconds = float(os.environ.get("KDZOO_CHECKPOINT_SECONDS", "10"))
+        started(run)
+        plugins.resolve(spec.stage.call)(run)
+        run.cost.peak_memory_bytes = max(run.cost.peak_memory_bytes, _peak_memory())
+        _write_items(run)
+        store.finish(spec.key, _manifest(run, source, time.perf_counter() - began))
+        manifest = store.manifest(spec.key)
+        assert manifest is not None
+        return manifest | {"reused": False, "source_changed": False}
+
+
+def _manifest(run: Run, source: str, seconds: float) -> dict[str, Any]:
+    spec = run.spec
+    return {
+        "key": spec.key,
+        "name": spec.stage.name,
+        "call": spec.stage.call,
+        "version": spec.stage.version,
+        "source_hash": source,
+        "task": spec.task,
+        "method": spec.method,
+        "seed": spec.seed,
+        "needs": dict(spec.needs),
+        "settings": restrict(spec.settings, spec.stage.reads),
+        "seconds": seconds,
+        "facts": run.facts,
+        "metrics": {name: {"value": metric.value, "n": metric.n} for name, metric in run.metrics.items()},
+        **run.books(),
+    }
+
+
+def _write_items(run: Run) -> None:
+    """Per-sample values of the metrics, beside the manifest."""
+    items = {name: metric.items for name, metric in run.metrics.items() if metric.items is not None}
+    if items:
+        from safetensors.torch import save
+
+        content = save({name: value.to(torch.float32).contiguous() for name, value in items.items()})
+        write_atomic(run.folder / "items.safetensors", content)
+
+
+def run_inner_stage(run: Run, stage: Stage) -> Path:
+    """``run.do``: a stage asked for from inside another one, with the same store, locks and costs."""
+    if run.store is None:
+        raise KdzooError(f"run.do({stage.name!r}) needs a store; it can be called only while a stage is executed")
+    needs = {name: run.spec.needs[name] for name in stage.needs}
+    inner = replace(
+        run.spec,
+        key="",
+        stage=stage,
+        settings={**run.spec.settings, **stage.set},
+        roles=stage.roles if stage.roles is not None else run.spec.roles,
+        needs=needs,
+        seed=run.spec.seed if stage.seeded else None,
+    )
+    data = data_hash(inner)
+    inner = replace(inner, key=key_of(key_content(inner, data)))
+    manifest = execute(inner, run.store, report=run.report)
+    for kind, amount in manifest["cost"]["spent"].items():
+        run.spend(kind, amount)
+    run.cost.seconds += manifest["cost"]["seconds"]
+    run.cost.steps += manifest["cost"]["steps"]
+    return run.store.folder(inner.key)
+
+
+def data_hash(spec: StageSpec) -> str:
+    """One hash over all splits of the task under these settings."""
+    planner = _Planner(spec)
+    module = catalog.load().module(spec.task)
+    splits = catalog.load().task(spec.task).splits
+    return hashlib.sha256(" ".join(module.data(planner, split).hash for split in splits).encode()).hexdigest()
+
+
+class _Planner:
+    """What a task's `data` function may look at while a bench is planned: settings and the data root."""
+
+    def __init__(self, spec: StageSpec) -> None:
+        self.spec, self.seed = spec, spec.seed or 0
+        self.cfg: Mapping[str, Any] = Settings(spec.settings, ("*",), "plan")
+        self.data_root = Path(spec.data_root) if spec.data_root else None
+
+
+def _reset_peak_memory() -> None:
+    """Let VmHWM start anew (Linux); elsewhere the peak is the process's."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _peak_memory() -> int:
+    """Peak resident bytes since the last reset; GPU memory where there is one."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+

@@ -1,0 +1,241 @@
+"""The training loop: core's engine, one visible function, and the three things any engine hands its framework.
+
+`StepModule` turns a batch into the loss, ``run.loader()`` serves micro-batches, `make_optimizer` joins all trained
+roles in one optimiser; `stepped` is called once an optimiser step. What they promise is listed in docs/engines.md and
+held to by `kdzoo.testing.check_engine`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdzoo import checkpoint, roles
+from kdzoo.errors import KdzooError
+from kdzoo.hookspecs import hookimpl
+from kdzoo.method import Batch, Term
+from kdzoo.runs import NotFinite, Run, Stopped
+
+_REPORT_SECONDS = 0.2
+_LOGGED_POINTS = 60
+
+
+def fit_stage(run: Run) -> None:
+    """Build the roles, go on from a checkpoint if there is one, let the engine train, write the weights."""
+    hashes = roles.build(run)
+    student = "student" if "student" in hashes else run.ships[0]
+    orders = run.orders()
+    run.facts |= {
+        "init_hash": hashes[student],
+        "order_hash": orders[0].hash(run.steps),
+        "order_hashes": {order.name: order.hash(run.steps) for order in orders},
+        "roles": hashes,
+    }
+    for role, module in run.models.items():
+        module.train(run.roles[role].kind == "train")
+    if state := checkpoint.load(run.folder):
+        checkpoint.restore(run, state)
+    run.restart_clock()
+    if run.hook.fit(run=run) is None:
+        raise KdzooError(f"no engine trained arm {run.arm!r}: the task's fit must return True")
+    run.cost.seconds += run.seconds()
+    if run.device_info.main:
+        roles.save_weights(run)
+
+
+@hookimpl
+def fit(run: Run) -> bool:
+    """Core's engine: forward, backward, step, nothing hidden."""
+    step_module = run.device_info.wrap(StepModule(run))
+    optimizer = run.optimizer()
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    accumulate, ranks = int(run.cfg.get("accumulate", 1)), run.device_info.ranks
+    clip = float(run.cfg.get("clip", 0.0)) or math.inf
+    done = 0
+    for batch in run.loader():
+        done += 1
+        last = done % accumulate == 0
+        with nullcontext() if last or ranks == 1 else step_module.no_sync():
+            with run.device_info.autocast():
+                loss = step_module(batch)
+            # DDP averages gradients over ranks; the norm already covers all of them.
+            (loss * ranks if ranks > 1 else loss).backward()
+        if not last:
+            continue
+        grad_norm = nn.utils.clip_grad_norm_(trained, clip) if clip < math.inf else None
+        optimizer.step()
+        optimizer.zero_grad()
+        if run.stepped(batch, grad_norm):
+            break
+    return True
+
+
+class StepModule(nn.Module):
+    """A batch in, the scalar loss out: what a framework may call "the model".
+
+    It holds the trained roles only (the student as ``model``), so that a framework wraps, moves, trains and saves no
+    other. The loss is tested before backward: a term that is NaN or infinite stops the run by name.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+        for name, role in run.roles.items():
+            if role.kind == "train":
+                self.add_module("model" if name == "student" else f"role_{name}", run.models[name])
+        self.task_weight = float(run.cfg.get("task_weight", 1.0))
+        # With weight 0 the task's loss is not even computed: a triplet miner costs more than the rest of a step.
+        silent = [run.manager.get_plugin("task")] if self.task_weight == 0 else []
+        self.loss_terms = run.manager.subset_hook_caller("loss_terms", remove_plugins=silent)
+
+    def forward(self, batch: Batch) -> Tensor:
+        run = self.run
+        run.enter(batch)
+        terms: dict[str, Term] = {}
+        for part in self.loss_terms(run=run, batch=batch):
+            for name, term in part.items():
+                if name in terms:
+                    raise KdzooError(f"two plugins give the loss term {name!r}: rename one of them")
+                terms[name] = term
+        if not terms:
+            raise KdzooError(
+                f"arm {run.arm!r} has no loss term at step {run.step}: task_weight is {self.task_weight:g} and the "
+                "method gives none. Set task_weight above 0, or a weight of the method."
+            )
+        loss: Tensor | None = None
+        values: dict[str, Tensor] = {}
+        for name in sorted(terms):
+            total, weight, per = terms[name]
+            if name == "task":
+                weight = weight * self.task_weight
+            value = total * (weight / normaliser(batch.norm, per, name))
+            values[name] = value
+            loss = value if loss is None else loss + value
+        assert loss is not None
+        run.terms = values
+        if not math.isfinite(loss.item()):
+            _refuse(run, values)
+        return loss
+
+
+def normaliser(norm: Mapping[str, float], per: str, name: str) -> float:
+    """The count that a term is divided by; a batch without such units leaves the term at zero, not at NaN."""
+    if per not in norm:
+        raise KdzooError(f"loss term {name!r} is per {per!r}, but the batch counts only {', '.join(sorted(norm))}")
+    return norm[per] or 1.0
+
+
+def _refuse(run: Run, values: Mapping[str, Tensor]) -> None:
+    bad = {name: value.item() for name, value in values.items() if not math.isfinite(value.item())}
+    said = ", ".join(f"{name} = {value}" for name, value in bad.items()) or "their sum"
+    raise NotFinite(
+        f"arm {run.arm!r}, seed {run.seed}, step {run.step}: loss term {said}. Training would go on with broken "
+        "weights, so it stops here; the last checkpoint is kept. Lower lr or the term's weight, or set clip."
+    )
+
+
+def make_optimizer(run: Run) -> torch.optim.Optimizer:
+    """One optimiser over all trained roles, at the step the run is at.
+
+    ``fused`` does all of a step in one kernel a tensor; on a CPU that is the fastest of torch's forms.
+    """
+    cfg = run.cfg
+    groups = [
+        {"params": parameters, "role": name}
+        for name, role in run.roles.items()
+        if role.kind == "train" and (parameters := [p for p in run.models[name].parameters() if p.requires_grad])
+    ]
+    kind, lr, decay = str(cfg.get("optimizer", "adamw")), float(cfg["lr"]), float(cfg.get("weight_decay", 0.0))
+    optimizer: torch.optim.Optimizer
+    if kind == "sgd":
+        momentum = float(cfg.get("momentum", 0.9))
+        optimizer = torch.optim.SGD(
+            groups, lr=lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=True
+        )
+    elif kind in ("adam", "adamw"):
+        maker = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
+        optimizer = maker(groups, lr=lr, weight_decay=decay, fused=True)
+    else:
+        raise KdzooError(f"setting optimizer is {kind!r}, expected sgd, adam or adamw")
+    if run.restored is not None and run.restored["optimizer"] is not None:
+        optimizer.load_state_dict(run.restored["optimizer"])
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(cfg, run.step, run.steps)
+    return optimizer
+
+
+def learning_rate(cfg: Mapping[str, Any], step: int, steps: int) -> float:
+    """The learning rate of a step: linear warm-up over `warmup` steps, then `schedule`: constant, cosine or steps.
+
+    ``steps`` multiplies by `decay` at each of the `milestones`, given as shares of the whole run.
+    """
+    base, warmup = float(cfg["lr"]), int(cfg.get("warmup", 0))
+    if step < warmup:
+        return base * (step + 1) / warmup
+    schedule = cfg.get("schedule", "constant")
+    share = (step - warmup) / max(1, steps - warmup)
+    if schedule == "constant":
+        return base
+    if schedule == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * share))
+    if schedule == "steps":
+        passed = sum(step >= milestone * steps for milestone in cfg.get("milestones", []))
+        return base * float(cfg.get("decay", 0.1)) ** passed
+    raise KdzooError(f"setting schedule is {schedule!r}, expected constant, cosine or steps")
+
+
+def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
+    """Close an optimiser step: after_step, logs, validation, checkpoint, progress. True when the run is done."""
+    if grad_norm is not None and not math.isfinite(norm := float(grad_norm)):
+        raise NotFinite(
+            f"arm {run.arm!r}, seed {run.seed}, step {run.step}: the gradient's norm is {norm} although every loss "
+            f"term is finite ({', '.join(run.terms)}). Lower lr, or look for sqrt or division at 0 in a loss."
+        )
+    with torch.no_grad():
+        run.hook.after_step(run=run, batch=batch)
+    if run.step % max(1, run.steps // _LOGGED_POINTS) == 0:
+        for name, value in run.terms.items():
+            run.log(f"loss/{name}", value.item())
+    run.step += 1
+    run.cost.steps += 1
+    run.cost.examples += int(batch.norm.get("item", len(batch.ids)))
+    done = run.step >= run.steps
+    every = int(run.cfg.get("eval_every", 0))
+    if (every and run.step % every == 0) or done:
+        _validate(run)
+    now = time.monotonic()
+    if run.stopping or (not done and now - run.saved_at > run.checkpoint_seconds):
+        if run.device_info.main:
+            checkpoint.save(run, run.current_optimizer)
+        run.saved_at = now
+        if run.stopping:
+            raise Stopped(f"stopped at step {run.step} of {run.steps}")
+    if done or now - run.reported_at > _REPORT_SECONDS:
+        run.reported_at = now
+        run.report({"step": run.step, "steps": run.steps, "metric": run.last_validation})
+    if run.current_optimizer is not None:
+        lr = learning_rate(run.cfg, run.step, run.steps)
+        for group in run.current_optimizer.param_groups:
+            group["lr"] = lr
+    return done
+
+
+def _validate(run: Run) -> None:
+    """Measure on `val` and put the numbers on the curves; nothing of it reaches the training state."""
+    if "val" not in run.task.splits:
+        return
+    with run.validating():
+        for part in run.hook.evaluate(run=run, split="val"):
+            for name, metric in part.items():
+                if metric.value is not None:
+                    full = name if "/" in name else f"val/{name}"
+                    run.curves.setdefault(full, []).append([run.step, float(metric.value)])
+    primary = next(name for name, metric in run.task.metrics.items() if metric.primary)
+    if points := run.curves.get(f"val/{primary}"):
+        run.last_validation = f"val/{primary} {points[-1][1]:.3f}"

@@ -1,0 +1,14 @@
+"""Loss mathematics shared by methods: functions of tensors, one value per item, nothing implicit.
+
+Import from the modules; this package imports none of them, so that it costs nothing.
+
+- `divergences`: KL both ways, Jensen-Shannon, soft cross-entropy, entropy, from logits.
+- `vocabulary`: the chunked KL behind `divergences.kl_divergence` for large vocabularies.
+- `decoupled`: DKD. `correlation`: DIST.
+- `masks`: which items count, and reductions.
+- `relations`: distances and angles between samples. `features`: inner layers and attention maps.
+
+Conventions: temperature, class axis and reduction are keyword arguments without defaults; the teacher is
+detached inside unless ``teacher_grad=True``; values are in nats where they are information; masks are bool,
+True = counts.
+"""

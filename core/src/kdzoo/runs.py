@@ -1,0 +1,333 @@
+"""A run: one stage of one arm at one seed, and everything hooks may ask of it.
+
+Plugins hold no state; whatever lives longer than a call is on the `Run`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pluggy import PluginManager
+from torch import Tensor, nn
+
+from kdzoo.errors import KdzooError
+from kdzoo.loader import Loader, Order
+from kdzoo.method import Batch, Metric, Output, Role, Stage
+from kdzoo.rng import mix, word
+from kdzoo.settings import Settings
+from kdzoo.task import Data
+
+if TYPE_CHECKING:
+    from kdzoo.artefacts import Store
+    from kdzoo.cards import MethodCard, TaskCard
+    from kdzoo.device import Device
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """Everything a worker needs to make one artefact; `key` names it.
+
+    `needs` maps the names of earlier stages to their keys. `roles` are those built in this stage, `ships` those that
+    are evaluated. `settings` are all values of the arm, patched by the stage; `reads` in the stage restricts them.
+    """
+
+    key: str
+    task: str
+    method: str | None
+    arm: str
+    seed: int | None
+    stage: Stage
+    settings: Mapping[str, Any]
+    roles: tuple[Role, ...]
+    ships: tuple[str, ...]
+    needs: Mapping[str, str]
+    extensions: tuple[str, ...] = ()
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    data_root: str | None = None
+    smoke: bool = False
+
+
+class Stopped(BaseException):
+    """The run was asked to stop (Ctrl-C) and wrote a checkpoint at a whole step; like KeyboardInterrupt, no error."""
+
+
+class NotFinite(KdzooError):
+    """A loss term or the gradient is NaN or infinite."""
+
+
+@dataclass
+class Cost:
+    """What a stage has cost so far. `seconds` leaves validation out."""
+
+    steps: int = 0
+    examples: int = 0
+    student_forwards: int = 0
+    teacher_forwards: int = 0
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    spent: dict[str, float] = field(default_factory=dict)
+
+
+class Run:
+    """One stage of one arm at one seed.
+
+    Attributes:
+        arm, seed, stage: names; `seed` is 0 for a stage that all seeds share.
+        cfg: the settings this stage may read.
+        step, steps: optimiser steps done and to do.
+        models: role name -> module, in the order they were built.
+        inputs: name of an earlier stage -> folder of its artefact.
+        folder: where this stage writes.
+        batch: the current micro-batch.
+        hook: the hooks of this stage's plugins.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        task: TaskCard,
+        method: MethodCard | None,
+        manager: PluginManager,
+        serve: Callable[[Run, str], Data],
+        folder: Path,
+        inputs: Mapping[str, Path],
+        device: Device,
+        report: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self.spec, self.task, self.method, self.device_info = spec, task, method, device
+        self.manager, self.hook = manager, manager.hook
+        self.arm, self.seed, self.stage = spec.arm, spec.seed or 0, spec.stage.name
+        self.cfg = Settings(spec.settings, spec.stage.reads, spec.stage.name)
+        self.step, self.steps, self.micro = 0, int(spec.settings.get("steps", 0)), 0
+        self.models: dict[str, nn.Module] = {}
+        self.roles: dict[str, Role] = {role.name: role for role in spec.roles}
+        self.inputs, self.folder, self.device = dict(inputs), folder, device.torch
+        self.batch: Batch | None = None
+        self.kept: dict[str, Any] = {}
+        self.cost = Cost()
+        self.curves: dict[str, list[list[float]]] = {}
+        self.logs: dict[str, list[list[float]]] = {}
+        self.metrics: dict[str, Metric] = {}
+        self.predicted: dict[tuple[str, str, str], Predicted] = {}
+        self.store: Store | None = None
+        self.data_root = Path(spec.data_root) if spec.data_root else None
+        self.facts: dict[str, Any] = {}
+        self.terms: dict[str, Tensor] = {}
+        self.restored: dict[str, Any] | None = None
+        self.current_optimizer: torch.optim.Optimizer | None = None
+        self.stopping = False
+        self.checkpoint_seconds = 10.0
+        self.saved_at = self.reported_at = time.monotonic()
+        self.last_validation = ""
+        self.split_open: set[str] = {"train", "pool", "dev", "val"}
+        self.report = report
+        self._serve = serve
+        self._data: dict[str, Data] = {}
+        self._memory: dict[tuple[str, str, str], Output] = {}
+        self._base = mix(self.seed, spec.stage.name)
+        self._micro_base = self._base
+        self._generators: dict[str, torch.Generator] = {}
+        self._started = time.perf_counter()
+
+    # --- data -----------------------------------------------------------------------------------------------
+
+    def data(self, split: str) -> Data:
+        """A split of the task. `test` opens only in a bench's last stage."""
+        if split not in self.split_open:
+            raise KdzooError(
+                f"stage {self.stage!r} of arm {self.arm!r} asked for the split {split!r}; only the evaluate stage may "
+                "open test data, or a choice could leak from it. Use 'val' or 'dev'."
+            )
+        if split not in self._data:
+            self._data[split] = self._serve(self, split)
+        return self._data[split]
+
+    def orders(self) -> list[Order]:
+        """The order of every training stream of the task, in the card's order."""
+        return [
+            Order(
+                self.data(stream.split),
+                self.seed,
+                stream.split,
+                int(self.cfg[stream.batch]),
+                int(self.cfg[stream.per_group]) if stream.per_group else 0,
+            )
+            for stream in self.task.streams
+        ]
+
+    def loader(self) -> Loader:
+        """Micro-batches for the steps that are left; goes to the framework as it is."""
+        accumulate = int(self.cfg.get("accumulate", 1))
+        return Loader(self, self.orders(), accumulate, self.device_info.rank, self.device_info.ranks)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one optimiser over all trained roles."""
+        from kdzoo.fit import make_optimizer
+
+        self.current_optimizer = make_optimizer(self)
+        return self.current_optimizer
+
+    def stepped(self, batch: Batch, grad_norm: Tensor | float | None = None) -> bool:
+        """To be called by an engine once an optimiser step; True when the run is done."""
+        from kdzoo.fit import stepped
+
+        return stepped(self, batch, grad_norm)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch with its tensors on the run's device; nothing is copied on a CPU."""
+        if self.device.type != "cpu":
+            batch.views = {name: _moved(value, self.device) for name, value in batch.views.items()}
+            batch.labels = _moved(batch.labels, self.device)
+        return batch
+
+    # --- models' outputs ------------------------------------------------------------------------------------
+
+    def enter(self, batch: Batch) -> None:
+        """Make `batch` the current one and forget what models said about the last."""
+        self.batch = batch
+        self._memory.clear()
+
+    def out(self, role: str, view: str = "image") -> Output:
+        """What a model says about a view of the current batch, with gradient; once a micro-batch."""
+        slot = ("out", role, view)
+        if slot not in self._memory:
+            assert self.batch is not None, "run.out is for loss_terms, prepare_batch and after_step"
+            self._memory[slot] = as_output(self.models[role](self.batch.views[view]))
+            if torch.is_grad_enabled():
+                self.cost.student_forwards += len(self.batch.ids)
+        return self._memory[slot]
+
+    def signal(self, role: str, view: str = "image") -> Output:
+        """What a teacher says about a view of the current batch, without gradient; once a micro-batch."""
+        slot = ("signal", role, view)
+        if slot not in self._memory:
+            assert self.batch is not None, "run.signal is for loss_terms, prepare_batch and after_step"
+            output = self.hook.teacher_signal(run=self, role=role, view=view)
+            if output is None:
+                raise KdzooError(f"no plugin answered for the teacher {role!r} on the view {view!r}")
+            self._memory[slot] = output
+        return self._memory[slot]
+
+    @property
+    def ships(self) -> tuple[str, ...]:
+        """Roles that are evaluated, sized and timed."""
+        return self.spec.ships
+
+    def shipped(self) -> Iterator[tuple[str, str]]:
+        """(role, suffix for metric names) of every role that ships: no suffix where it is only one."""
+        for role in self.ships:
+            yield role, "" if len(self.ships) == 1 else f"[model={role}]"
+
+    # --- randomness -----------------------------------------------------------------------------------------
+
+    def seed_micro_step(self, step: int, micro: int) -> None:
+        """Seed the default generators by the place of a micro-step: what was drawn before plays no part."""
+        self.micro = micro
+        self._micro_base = mix(self._base, step, micro, self.device_info.rank)
+        torch.default_generator.manual_seed(self._micro_base)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(self._micro_base)
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """A CPU generator for one purpose at this micro-step; the same purpose starts afresh at each call."""
+        generator = self._generators.get(purpose)
+        if generator is None:
+            generator = self._generators[purpose] = torch.Generator()
+        return generator.manual_seed(mix(self._micro_base, word(purpose)))
+
+    # --- state and books ------------------------------------------------------------------------------------
+
+    def keep(self, name: str, thing: Any) -> Any:
+        """Put something with ``state_dict`` and ``load_state_dict`` into the checkpoint; a resumed run fills it."""
+        if name in self.kept:
+            raise KdzooError(f"run.keep: the name {name!r} is taken; two parts of the state would share one place")
+        self.kept[name] = thing
+        if self.restored is not None and name in self.restored["kept"]:
+            thing.load_state_dict(self.restored["kept"][name])
+        return thing
+
+    def log(self, name: str, value: float) -> None:
+        """Note a value of this step for the learning curves."""
+        self.logs.setdefault(name, []).append([self.step, float(value)])
+
+    def spend(self, kind: str, amount: float) -> None:
+        """Add to a cost that core does not count: tokens, money, requests."""
+        self.cost.spent[kind] = self.cost.spent.get(kind, 0.0) + amount
+
+    def do(self, stage: Stage) -> Path:
+        """Make, or find, the artefact of a further stage from inside this one; returns its folder."""
+        from kdzoo.execute import run_inner_stage
+
+        return run_inner_stage(self, stage)
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Evaluation mode for all models; the time goes to validation, the batch and the modes come back."""
+        began, batch = time.perf_counter(), self.batch
+        modes = {role: module.training for role, module in self.models.items()}
+        for module in self.models.values():
+            module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for role, mode in modes.items():
+                self.models[role].train(mode)
+            self.batch = batch
+            self._memory.clear()
+            spent = time.perf_counter() - began
+            self.cost.validation_seconds += spent
+            self._started += spent
+
+    def seconds(self) -> float:
+        """Seconds since the clock was last started, validation left out."""
+        return time.perf_counter() - self._started
+
+    def restart_clock(self) -> None:
+        self._started = time.perf_counter()
+
+    def predict(self, role: str, split: str, view: str = "image", batch: int = 500) -> Predicted:
+        """What a model says about a whole split, in order, in evaluation mode and without augmentation."""
+        from kdzoo.evaluate import predict
+
+        return predict(self, role, split, view, batch)
+
+    def books(self) -> dict[str, Any]:
+        """Costs, curves and logs, for the checkpoint and the artefact."""
+        return {"cost": asdict(self.cost), "curves": self.curves, "logs": self.logs}
+
+
+@dataclass(slots=True)
+class Predicted:
+    """A model's outputs over a split, concatenated: logits (N, C) or None, embedding (N, D) or None, labels."""
+
+    logits: Tensor | None
+    embedding: Tensor | None
+    labels: Any
+    ids: list[str]
+
+
+def as_output(value: Any) -> Output:
+    """A bare tensor counts as logits."""
+    if isinstance(value, Output):
+        return value
+    if isinstance(value, Tensor):
+        return Output(logits=value)
+    raise TypeError(f"a model returned {type(value).__name__}, expected kdzoo.method.Output or a tensor of logits")
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return value

@@ -1,0 +1,19 @@
+"""What kdzoo-vision registers: its cards and its checks. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdzoo.hookspecs import hookimpl
+
+HERE = Path(__file__).parent
+
+
+@hookimpl
+def cards() -> list[Path]:
+    return [HERE / "tasks", HERE / "methods"]
+
+
+@hookimpl
+def checks() -> dict[str, str]:
+    return {"vision": "kdzoo_vision.doctor:packages", "vision-data": "kdzoo_vision.doctor:shipped_data"}
