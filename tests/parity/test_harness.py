@@ -21,7 +21,11 @@ X, A = torch.tensor([1.0, 2.0]), torch.tensor(3.0)
 
 
 def write_case(
-    folder: Path, *, target: str = "line", change: dict[str, Any] | None = None, **tensors: Tensor
+    folder: Path,
+    *,
+    target: str = "line",
+    change: dict[str, Any] | None = None,
+    tensors: dict[str, Tensor] | None = None,
 ) -> Path:
     """A complete small case on disk; `tensors` replace stored ones, `change` entries of the JSON."""
     place = folder / "toy"
@@ -46,7 +50,7 @@ def write_case(
         "order": torch.tensor([0, 1]),
         "grad_x": torch.tensor([3.0, 3.0]),
         "grad_a": torch.tensor(3.0),
-        **tensors,
+        **(tensors or {}),
     }
     (place / f"{target}-a.json").write_text(json.dumps(meta))
     save_file(stored, place / f"{target}-a.safetensors")
@@ -86,14 +90,14 @@ def test_right_numbers_pass(tmp_path: Path) -> None:
 )
 def test_a_perturbed_number_fails(tmp_path: Path, name: str, wrong: Tensor) -> None:
     """Catches a comparison that looks at some tensors only, or is looser than the case says."""
-    write_case(tmp_path, **{name: wrong})
+    write_case(tmp_path, tensors={name: wrong})
     with pytest.raises(ParityError, match=rf"toy/line-a differs from nobody/toy@0:\n  {name}: "):
         harness.check(only_case(tmp_path), adapters=ADAPTERS)
 
 
 def test_tolerances_are_the_case_s_own(tmp_path: Path) -> None:
     """Catches tolerances fixed in the runner."""
-    write_case(tmp_path, change={"rtol": 1e-3}, loss=torch.tensor(9.0 * (1 + 3e-4)))
+    write_case(tmp_path, change={"rtol": 1e-3}, tensors={"loss": torch.tensor(9.0 * (1 + 3e-4))})
     harness.check(only_case(tmp_path), adapters=ADAPTERS)
 
 

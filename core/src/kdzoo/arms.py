@@ -137,8 +137,13 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
     if module is not None and hasattr(module, "plan"):
         own: list[Stage] = list(module.plan(Settings(values, ("*",), "plan")))
     else:
-        own = [fit_stage(needs=("teacher",) if teacher_trained and _asks(roles) else ())]
+        own = [fit_stage()]
     own = [stage for stage in own if stage.name != "evaluate"]
+    if teacher_trained:  # a plan need not know whether the task's teacher is shipped or a stage
+        own = [
+            replace(s, needs=(*s.needs, "teacher")) if _asks(s.roles if s.roles is not None else roles) else s
+            for s in own
+        ]
     if arm.until:
         names = [stage.name for stage in own]
         if arm.until not in names:

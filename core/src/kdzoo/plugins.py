@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pluggy
 
 from kdzoo import hookspecs
-from kdzoo.errors import KdzooError, unknown
+from kdzoo.errors import KdzooError, did_you_mean, unknown
 
 GROUP = "kdzoo"
 EXTENSION_GROUP = "kdzoo.extensions"
@@ -31,10 +31,23 @@ class Plugin:
 
     name: str
     target: str
-    distribution: str
-    version: str
+    dist: metadata.Distribution | None = None
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
+
+    @property
+    def distribution(self) -> str:
+        return self.dist.name if self.dist else "?"
+
+    @property
+    def version(self) -> str:
+        """Read when asked for: parsing a distribution's metadata costs more than loading the plugin."""
+        return self.dist.version if self.dist else "?"
+
+    def fail(self, why: str) -> None:
+        """Note why this plugin does not work, or not whole, in one line; what was noted before stays."""
+        said = f"plugin {self.name!r} ({self.target}): {' '.join(why.split())}"
+        self.error = said if self.error is None else f"{self.error}; {said}"
 
 
 @dataclass(slots=True)
@@ -48,9 +61,42 @@ class Plugins:
     def broken(self) -> list[Plugin]:
         return [plugin for plugin in self.found.values() if plugin.error]
 
-    @property
-    def hook(self) -> Any:
-        return self.manager.hook
+    def collect(self, hook: str, kind: type) -> list[tuple[Plugin, Any]]:
+        """(plugin, its answer) for a registration hook, core first.
+
+        Every plugin is asked apart, so that one that raises, or answers with anything but a `kind`, is noted as
+        broken and the others are still heard.
+        """
+        answers = []
+        modules = {name: self.manager.get_plugin(name) for name in self.found}
+        for name, plugin in self.found.items():
+            if hook not in plugin.hooks:
+                continue
+            others = [module for other, module in modules.items() if other != name and module is not None]
+            try:
+                answer = self.manager.subset_hook_caller(hook, others)()[0]
+            except Exception as error:  # a plugin may fail in any way; the rest must live
+                plugin.fail(f"hook {hook}: {type(error).__name__}: {error}")
+                continue
+            if isinstance(answer, kind):
+                answers.append((plugin, answer))
+            else:
+                plugin.fail(f"hook {hook}: returned {type(answer).__name__}, expected {kind.__name__}")
+        return answers
+
+    def targets(self, hook: str) -> dict[str, str]:
+        """name -> ``module:attribute`` of all plugins. A name keeps its first owner, and core comes first."""
+        whole: dict[str, str] = {}
+        owners: dict[str, Plugin] = {}
+        for plugin, answer in self.collect(hook, dict):
+            for name, target in answer.items():
+                if not (isinstance(name, str) and isinstance(target, str) and target.count(":") == 1):
+                    plugin.fail(f"hook {hook}: got {name!r}: {target!r}, expected name: 'module:function'")
+                elif name in owners:
+                    plugin.fail(f"hook {hook}: {name!r} is {owners[name].name}'s already; rename it")
+                else:
+                    whole[name], owners[name] = target, plugin
+        return whole
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -70,15 +116,41 @@ def _trace(name: str, implementations: list[pluggy.HookImpl], arguments: dict[st
 
 
 def register(manager: pluggy.PluginManager, module: Any, name: str) -> str | None:
-    """Register one plugin; return why not, in one line, with the plugin left out, or None."""
+    """Register one plugin; return why not, in one line that names the hook, with the plugin left out, or None."""
     try:
         manager.register(module, name)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        if manager.has_plugin(name):
+        if manager.get_plugin(name) is module:
             manager.unregister(name=name)
-        return " ".join(str(error).split())
+        return _unknown_hook(module) or " ".join(str(error).split())
+    if unmarked := [hook for hook in _specs() if _is_unmarked(module, hook)]:
+        manager.unregister(name=name)
+        return f"hook {unmarked[0]}: the function lacks @hookimpl, so it would never be called. Mark or rename it."
     return None
+
+
+def _specs() -> list[str]:
+    """The names of the ten hooks, in the order of their file."""
+    return [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")]
+
+
+def _unknown_hook(module: Any) -> str | None:
+    """What to say of a marked function that no hook has the name of."""
+    mark, known = f"{hookspecs.PROJECT}_impl", _specs()
+    for name in sorted(vars(module)):
+        options = getattr(getattr(module, name), mark, None)
+        if options and name not in known and not options.get("optionalhook"):
+            near = did_you_mean(name, known, n=1)
+            return f"unknown hook {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    return None
+
+
+def _is_unmarked(module: Any, hook: str) -> bool:
+    """A function written in this very module under a hook's name, but without the mark."""
+    function = vars(module).get(hook)
+    here = isinstance(function, FunctionType) and function.__module__ == getattr(module, "__name__", None)
+    return here and not hasattr(function, f"{hookspecs.PROJECT}_impl")
 
 
 def _wanted() -> set[str] | None:
@@ -93,45 +165,38 @@ def load() -> Plugins:
 
     ``KDZOO_PLUGINS=core,vision`` limits what is loaded; a name in it that is not installed is an error.
     """
-    manager, found, wanted = new_manager(), {}, _wanted()
+    manager, wanted = new_manager(), _wanted()
+    found: dict[str, Plugin] = {}
     entry_points = sorted(metadata.entry_points(group=GROUP), key=lambda entry: (entry.name != "core", entry.name))
     for entry in entry_points:
         if wanted is not None and entry.name not in wanted:
             continue
-        distribution = entry.dist
-        plugin = Plugin(
-            name=entry.name,
-            target=entry.value,
-            distribution=distribution.name if distribution else "?",
-            version=distribution.version if distribution else "?",
-        )
+        plugin = Plugin(entry.name, entry.value, entry.dist)
+        if entry.name in found:
+            found[entry.name].fail(f"{plugin.distribution} brings a plugin of the same name ({entry.value}); left out")
+            continue
         found[entry.name] = plugin
         try:
             module = entry.load()
         except Exception as error:  # a plugin may fail in any way at import; the rest must live
-            plugin.error = f"plugin {entry.name!r} ({entry.value}): import failed: {type(error).__name__}: {error}"
+            plugin.fail(f"import failed: {type(error).__name__}: {error}")
             continue
         if why := register(manager, module, entry.name):
-            plugin.error = f"plugin {entry.name!r} ({entry.value}): {why}"
+            plugin.fail(why)
             continue
         plugin.hooks = sorted(call.name for call in manager.get_hookcallers(module) or [])
+        if not plugin.hooks:
+            plugin.fail("it implements no hook; mark its functions with @kdzoo.hookspecs.hookimpl")
     if wanted is not None and (missing := wanted - set(found)):
-        installed = ", ".join(entry.name for entry in entry_points)
+        installed = sorted({entry.name for entry in entry_points})
+        near = [name for given in sorted(missing) for name in did_you_mean(given, installed)]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise KdzooError(
-            f"KDZOO_PLUGINS names {', '.join(sorted(missing))}, which is not installed (installed: {installed}). "
-            "Install it, for example 'pip install kdzoo-vision', or take the name out."
+            f"KDZOO_PLUGINS names {', '.join(sorted(missing))}, which is not installed (installed: "
+            f"{', '.join(installed)}).{hint} Its methods would be missing without a word. Install it, for example "
+            "'pip install kdzoo-vision', or take the name out."
         )
     return Plugins(manager, found)
-
-
-def merged(results: Iterable[dict[str, str]], what: str) -> dict[str, str]:
-    """One mapping out of what several plugins returned; a name given twice is an error."""
-    whole: dict[str, str] = {}
-    for part in results:
-        if twice := sorted(whole.keys() & part.keys()):
-            raise KdzooError(f"two plugins bring the {what} {twice[0]!r}: uninstall or rename one of them")
-        whole.update(part)
-    return whole
 
 
 def resolve(target: str) -> Any:
@@ -149,13 +214,25 @@ def extensions() -> dict[str, metadata.EntryPoint]:
 
 
 def extension_versions(names: Iterable[str]) -> tuple[str, ...]:
-    """``name==version`` of each named extension, for keys and records; an unknown name is an error."""
+    """``name==version`` of each named extension, for keys and records; an unknown or broken one is an error.
+
+    It is imported here, so that what is wrong with it is said before anything is trained.
+    """
     known = extensions()
     said = []
     for name in names:
         if name not in known:
             raise unknown("extension", name, known, "'kdzoo plugins' lists those installed.")
-        distribution = known[name].dist
+        target, distribution = known[name].value, known[name].dist
+        try:
+            module = known[name].load()
+        except Exception as error:  # an extension may fail in any way at import; the user named it, so it is told
+            raise KdzooError(
+                f"extension {name!r} ({target}): import failed: {type(error).__name__}: {error}. "
+                "Reinstall it, or run without --with."
+            ) from error
+        if why := register(new_manager(), module, name):
+            raise KdzooError(f"extension {name!r} ({target}): {why}")
         said.append(f"{name}=={distribution.version if distribution else '?'}")
     return tuple(said)
 

@@ -135,7 +135,7 @@ class Run:
         self._memory: dict[tuple[str, str, str], Output] = {}
         self._base = mix(self.seed, spec.stage.name)
         self._micro_base = self._base
-        self._generators: dict[str, torch.Generator] = {}
+        self._generators: dict[tuple[str, str], torch.Generator] = {}
         self._started = time.perf_counter()
 
     # --- data -----------------------------------------------------------------------------------------------
@@ -237,11 +237,12 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(self._micro_base)
 
-    def rng(self, purpose: str) -> torch.Generator:
-        """A CPU generator for one purpose at this micro-step; the same purpose starts afresh at each call."""
-        generator = self._generators.get(purpose)
+    def rng(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator for one purpose at this micro-step; the same purpose starts afresh at each call."""
+        slot = (purpose, str(device))
+        generator = self._generators.get(slot)
         if generator is None:
-            generator = self._generators[purpose] = torch.Generator()
+            generator = self._generators[slot] = torch.Generator(device)
         return generator.manual_seed(mix(self._micro_base, word(purpose)))
 
     # --- state and books ------------------------------------------------------------------------------------

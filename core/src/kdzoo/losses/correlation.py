@@ -61,7 +61,7 @@ def dist(
             as in `kl_divergence`.
 
     Source: equations 7 to 10; official hunto/image_classification_sota@2bc4832 lib/models/losses/dist_kd.py,
-    for maps hunto/DIST_KD@6d93ca0 segmentation/losses/dist_kd.py (all pixels of the batch are items, as here).
+    for maps hunto/DIST_KD@6d93ca0 segmentation/losses/dist_kd.py (all pixels of a batch are items, here too).
 
     Example:
         >>> logits = torch.tensor([[1.0, 2.0, 4.0], [3.0, 0.0, 0.0]])

@@ -8,8 +8,8 @@ Legend: (..., C, ...) logits with the class axis at `axis`; (...) item axes; T t
 target class; p, q = softmax(teacher / T), softmax(student / T).
 
 Everything is computed from log odds. With n = logsumexp of the other classes' logits / T and z = the target's
-logit / T: log p_y = logsigmoid(z - n) and log(1 - p_y) = logsigmoid(n - z), both exact however close p_y comes to
-0 or 1. (In float32, 1 - p_y is 0 and log p_y is 0 from p_y = 1 - 3e-8 on, where confident teachers at T = 1 are.)
+logit / T: log p_y = logsigmoid(z - n) and log(1 - p_y) = logsigmoid(n - z), both exact however close p_y is to 0
+or 1. (In float32, 1 - p_y and log p_y are 0 from p_y = 1 - 3e-8 on, where confident teachers at T = 1 are.)
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def dkd(
         teacher_logits: the same shape.
         targets: (...) integer classes 0..C-1; where `mask` is False they may be anything, e.g. -100.
         alpha: weight of the target part; 1 in the paper.
-        beta: weight of the non-target part; officially 8, for some pairs on CIFAR-100 less (2 for ResNet-56 to
-            ResNet-20), 0.5 on ImageNet.
+        beta: weight of the non-target part; officially 8, for some pairs on CIFAR-100 less (2 for ResNet-56
+            to ResNet-20), 0.5 on ImageNet.
         temperature: T > 0; officially 4 on CIFAR-100, 1 on ImageNet.
         scale_by_temperature_squared: multiply by T^2, as paper and official code do, so that the weights keep
         their
@@ -64,9 +64,9 @@ def dkd(
             for the device), and as in `kl_divergence`.
         TypeError: targets that are not integers.
 
-    Source: equations 5 to 7; official megvii-research/mdistiller@e8c5bb3 mdistiller/distillers/DKD.py. It takes
-    1000 from the target's scaled logit and the log of summed probabilities; the values agree until such a sum
-    underflows (log odds beyond about 100 in float32), where its loss is inf or NaN.
+    Source: equations 5 to 7; official megvii-research/mdistiller@e8c5bb3 mdistiller/distillers/DKD.py. It
+    takes 1000 from the target's scaled logit and the log of summed probabilities; the values agree until such a
+    sum underflows (log odds beyond about 100 in float32), where its loss is inf or NaN.
 
     Example:
         >>> s, t = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0, 0.0]])
