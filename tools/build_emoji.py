@@ -25,8 +25,11 @@ from PIL import Image
 FILES = Path(__file__).parents[1] / "plugins/vision/src/kdzoo_vision/data/files"
 VERSION = "16.0.0"
 STYLES = {  # style -> licence of the drawings and their authors
-    "google": ("Apache-2.0", "Noto Emoji, Google"),
-    "twitter": ("CC-BY-4.0", "Twemoji, Twitter, Inc. and other contributors"),
+    "google": ("Apache-2.0", "Noto Emoji 2.048, Google Inc. and other contributors"),
+    "twitter": (
+        "CC-BY-4.0",
+        "Twemoji 16.0.1, Twitter, Jason Sofonia, Justine De Caires and other contributors",
+    ),
 }
 SIDE = 32  # pixels of one cell; the source drawings are 64x64
 COLUMNS = 40
@@ -99,7 +102,9 @@ def split_subgroups(concepts: list[list[str]]) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where `npm pack` put the two tarballs")
     folder = parser.parse_args().folder
 
@@ -108,14 +113,14 @@ def main() -> None:
     entries: list[dict] = []
     for style, (licence, authors) in STYLES.items():
         path = folder / f"emoji-datasource-{style}-{VERSION}.tgz"
-        content = read_archive(path, style)
-        listing = json.loads(content["package/emoji.json"])
+        archive = read_archive(path, style)
+        listing = json.loads(archive["package/emoji.json"])
         entries = [
             entry
             for entry in sorted(listing, key=lambda entry: (entry["sort_order"], entry["unified"]))
             if entry["category"] not in LEFT_OUT and all(entry[f"has_img_{name}"] for name in STYLES)
         ]
-        cells[style] = [drawing(content[f"package/img/{style}/64/{entry['image']}"]) for entry in entries]
+        cells[style] = [drawing(archive[f"package/img/{style}/64/{entry['image']}"]) for entry in entries]
         sources[style] = {
             "package": f"emoji-datasource-{style}@{VERSION}",
             "tarball_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -125,7 +130,8 @@ def main() -> None:
 
     # Some concepts share one drawing (families, in both styles): as retrieval targets they would be a coin toss, so
     # only the first of them in Unicode's order stays.
-    keep, seen = [], set()
+    keep: list[int] = []
+    seen: set[tuple[str, bytes]] = set()
     for position in range(len(entries)):
         looks = {(style, cells[style][position].tobytes()) for style in STYLES}
         if not looks & seen:

@@ -2,12 +2,12 @@
 
 Run: python benchmarks/speed/logit_losses.py [--json] [--pairs 7] [--cases NAME ...]
 
-Each case is timed forward and backward on one thread in one process, ours and the textbook form in turn; the ratio is
-the median of the pairwise ratios (above 1: ours is faster). Peak memory is measured in a fresh process per case and
-form: the rise of the resident set's high-water mark (VmHWM, reset through /proc/self/clear_refs once the inputs exist
-and the kernels have been run on one row) over its level before the call. It counts everything the loss allocates,
-with the gradient that is left in student.grad, and not the inputs; it is given as a multiple of the student logits'
-size. Linux only.
+Each case is timed forward and backward on one thread in one process, ours and the textbook form in turn, as
+processor time, so that other work on the machine counts less; the ratio is the median of the pairwise ratios
+(above 1: ours is faster). Peak memory is measured in a fresh process per case and form: the rise of the resident
+set's high-water mark (VmHWM, reset through /proc/self/clear_refs once the inputs exist and the kernels have been run
+on one row) over its level before the call. It counts everything the loss allocates, with the gradient that is left
+in student.grad, and not the inputs; it is given as a multiple of the student logits' size. Linux only.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ FORMS: dict[str, Form] = {
     "textbook-half": textbook_half,
     "textbook-dkd": textbook_dkd,
     "kl": lambda s, t, temperature: kl_divergence(s, t, temperature=temperature, axis=-1, reduction="none"),
-    "kl-maps": lambda s, t, temperature: kl_divergence(s, t, temperature=temperature, axis=1, reduction="none"),
+    "kl-maps": lambda s, t, temperature: kl_divergence(
+        s, t, temperature=temperature, axis=1, reduction="none"
+    ),
     "chunked": lambda s, t, temperature: chunked_kl(s, t, temperature=(temperature, temperature), axis=1),
     "dkd": ours_dkd,
 }
@@ -114,11 +116,11 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype, closed: int) -> tuple[Ten
 
 def milliseconds(form: Form, student: Tensor, teacher: Tensor, temperature: float, repeats: int) -> float:
     """One forward and backward pass, the gradient's memory included; the mean of `repeats`."""
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(repeats):
         student.grad = None
         form(student, teacher, temperature).sum().backward()
-    return 1000 * (time.perf_counter() - start) / repeats
+    return 1000 * (time.process_time() - start) / repeats
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -173,11 +175,15 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: dict[str, dict[str, float | None]] = {}
     if not args.json:
-        print(f"{'case':32}{'textbook ms':>12}{'ours ms':>10}{'ratio':>7}{'textbook peak':>15}{'ours peak':>11}")
+        print(
+            f"{'case':32}{'textbook ms':>12}{'ours ms':>10}{'ratio':>7}{'textbook peak':>15}{'ours peak':>11}"
+        )
     for case in args.cases:
         row: dict[str, float | None] = {**measure_time(case, args.pairs)}
         shape, dtype, *_ = CASES[case]
-        big = torch.Size(shape).numel() * dtype.itemsize > 4 << 20  # below, pages of the allocator drown the figure
+        big = (
+            torch.Size(shape).numel() * dtype.itemsize > 4 << 20
+        )  # below, pages of the allocator drown the figure
         for which in ("textbook", "ours"):
             row[f"{which}_peak"] = None
             if big and sys.platform == "linux":

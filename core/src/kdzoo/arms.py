@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -84,15 +85,19 @@ def select(arms: Mapping[str, Arm], wanted: str, task: TaskCard) -> dict[str, Ar
 
     Teacher and student always come along: without them no other number means anything.
     """
-    if wanted == "all":
-        return dict(arms)
-    if wanted == "default":
-        return {name: arm for name, arm in arms.items() if arm.default}
     chosen = {"teacher", "student"}
-    for pattern in filter(None, (part.strip() for part in _split(wanted))):
-        if pattern == "kd" and isinstance(task.kd, Baseline):
+    patterns = [part.strip() for part in _split(wanted) if part.strip()]
+    if not patterns:
+        raise KdzooError(f"--arms got {wanted!r}, expected 'default', 'all', or names: {', '.join(arms)}")
+    for pattern in patterns:
+        if pattern == "kd":
+            if not isinstance(task.kd, Baseline):
+                raise KdzooError(f"--arms kd: task {task.slug!r} has no plain baseline ({task.kd}). Leave 'kd' out.")
             pattern = task.kd.method
-        hits = [name for name in arms if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        glob = pattern.replace("[", "[[]")  # brackets belong to the names of grid arms
+        hits = [name for name in arms if fnmatch.fnmatchcase(name, glob)]
+        if pattern in ("all", "default"):
+            hits = [name for name, arm in arms.items() if arm.default or pattern == "all"]
         if not hits:
             raise unknown("arm", pattern, arms, f"Known: {', '.join(arms)}.")
         chosen |= set(hits)
@@ -103,7 +108,7 @@ def _split(text: str) -> Iterable[str]:
     """Split at commas outside square brackets: grid arms have commas in their names."""
     depth, part = 0, ""
     for letter in text:
-        depth += (letter == "[") - (letter == "]")
+        depth = max(0, depth + (letter == "[") - (letter == "]"))
         if letter == "," and not depth:
             yield part
             part = ""
@@ -128,7 +133,8 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
     if teacher_trained:
         assert task.teacher is not None
         learner = (Role("student", "train", "init:teacher"),)
-        stages.append(fit_stage("teacher", set=task.teacher.set, seeded=False, roles=learner))
+        followed = {name: values[source] for name, source in task.teacher.follow.items()}
+        stages.append(fit_stage("teacher", set={**task.teacher.set, **followed}, seeded=False, roles=learner))
     if arm.name == "teacher":
         shipped = (Role("teacher", "frozen", "task"),)
         needs = ("teacher",) if teacher_trained else ()
@@ -170,9 +176,16 @@ def ships_of(arm: Arm, cards: Catalog) -> tuple[str, ...]:
 def settings_of(arm: Arm, cards: Catalog, task: TaskCard, user: Mapping[str, Any]) -> dict[str, Any]:
     """All values of an arm."""
     method = cards.method(arm.method) if arm.method else None
-    if method and method.couples_batch and int(user.get("accumulate", 1)) > 1:
+    values = resolve(task, method, user, arm.set)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if method and method.couples_batch and ranks > 1:
         raise KdzooError(
-            f"accumulate = {user['accumulate']} with {arm.name!r}: its loss couples the samples of a batch, and its "
+            f"{ranks} processes with {arm.name!r}: its loss couples the samples of a batch, and each process would see "
+            "only its share of them. Train it in one process; other arms and seeds can use the other GPUs."
+        )
+    if method and method.couples_batch and int(values.get("accumulate", 1)) > 1:
+        raise KdzooError(
+            f"accumulate = {values['accumulate']} with {arm.name!r}: its loss couples the samples of a batch, and its "
             "mean over micro-batches is another loss. Use accumulate = 1 and a batch that fits the memory."
         )
-    return resolve(task, method, user, arm.set)
+    return values

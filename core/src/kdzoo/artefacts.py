@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import threading
@@ -36,6 +37,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn what a disk may refuse into one line that says what to do."""
     try:
         yield
+    except FileExistsError:
+        raise  # what it means is for the caller to say
     except OSError as error:
         remedy = {
             errno.ENOSPC: "the disk is full: free some space, or set KDZOO_HOME to a folder on another disk",
@@ -44,9 +47,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied: set KDZOO_HOME to a folder you may write to",
             errno.EPERM: "not permitted: set KDZOO_HOME to a folder you may write to",
             errno.ENOTDIR: "a part of this path is a file: set KDZOO_HOME to a folder",
-        }.get(error.errno or 0)
-        if remedy is None:
-            raise
+            errno.EFBIG: "the file would be larger than the system allows: raise the limit (ulimit -f)",
+        }.get(error.errno or 0, f"{error.strerror or error}: set KDZOO_HOME to a folder you may write to")
         raise KdzooError(
             f"cannot write {error.filename or path}: {remedy}. What was finished is kept; run the same command again."
         ) from error
@@ -55,7 +57,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_atomic(path: Path, content: bytes) -> str:
     """Write a file so that it is either whole or absent; returns its sha256."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
@@ -102,10 +104,15 @@ class Store:
         """The manifest of a whole and intact artefact, or None. A damaged one is set aside, to be made again."""
         path = self.folder(key) / MANIFEST
         try:
-            manifest: dict[str, Any] = json.loads(path.read_bytes())
-        except FileNotFoundError:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        try:
+            manifest: dict[str, Any] = json.loads(content)
+            whole = manifest.pop("sha256") == _manifest_hash(manifest)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
             self._set_aside(key, MANIFEST)
             return None
         if key not in self._verified:
@@ -132,13 +139,16 @@ class Store:
     def finish(self, key: str, manifest: dict[str, Any]) -> None:
         """Write the manifest into the part folder and give the folder its final name."""
         part = self.part(key)
-        names = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
-        files = {name: file_hash(part / name) for name in names if not name.startswith((".", "checkpoint"))}
-        for name in names:
-            if name not in files:
-                (part / name).unlink()
-        write_atomic(part / MANIFEST, dump_json({**manifest, "files": files}))
         with disk_errors(part):
+            names = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
+            # A manifest is there already if the last attempt was killed between writing and renaming.
+            passing = [name for name in names if name == MANIFEST or name.startswith((".", "checkpoint"))]
+            files = {name: file_hash(part / name) for name in names if name not in passing}
+            manifest = {**manifest, "files": files}
+            write_atomic(part / MANIFEST, dump_json({**manifest, "sha256": _manifest_hash(manifest)}))
+            for name in passing:  # only now: until the manifest is on the disk the checkpoint is all there is
+                if name != MANIFEST:
+                    (part / name).unlink()
             os.replace(part, self.folder(key))
 
     def discard(self, key: str, whole: bool = False) -> None:
@@ -155,20 +165,13 @@ class Store:
         The lock is a file made with O_EXCL that names host and process; its owner touches it every 10 seconds. It is
         stale once its process is gone (same host) or after 60 seconds without a touch.
         """
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / f"{key}.lock"
-        me = f"{socket.gethostname()} {os.getpid()}"
-        while True:
-            try:
-                with disk_errors(path):
-                    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
+        me = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
+        with disk_errors(path):
+            make_folder(self.root)
+            while not _take(path, me):
                 if not _break_if_stale(path):
                     time.sleep(0.2)
-        with os.fdopen(handle, "w") as file:
-            file.write(me)
         done = threading.Event()
         heart = threading.Thread(target=_beat, args=(path, done), daemon=True)
         heart.start()
@@ -177,7 +180,44 @@ class Store:
         finally:
             done.set()
             heart.join()
-            path.unlink(missing_ok=True)
+            # Whoever slept through 60 seconds may have lost the lock to another.
+            if _owner(path) == me:
+                path.unlink(missing_ok=True)
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    """sha256 over the content of a manifest, whatever its layout."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", str(path)) from error
+
+
+def _take(path: Path, me: str) -> bool:
+    """Make the lock file if there is none."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(me)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _beat(path: Path, done: threading.Event) -> None:
@@ -199,7 +239,7 @@ def _break_if_stale(path: Path) -> bool:
         owner = path.read_text()
     except FileNotFoundError:
         return True
-    host, _, pid = owner.partition(" ")
+    host, pid, *_ = [*owner.split(), "", ""]
     gone = host == socket.gethostname() and pid.isdigit() and not _alive(int(pid))
     if age <= STALE_SECONDS and not gone:
         return False

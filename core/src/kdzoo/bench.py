@@ -24,16 +24,24 @@ Manifests = Mapping[str, Mapping[str, Any]]
 
 
 def run_bench(
-    request: Request, options: Options, event: Event, command: str, measure_latency: bool = True
+    request: Request,
+    options: Options,
+    event: Event,
+    command: str,
+    measure_latency: bool = True,
+    planned: Callable[[Plan], None] = lambda _: None,
 ) -> tuple[Record, Path]:
     """Run all arms and seeds and write the record; returns it and the folder it lies in."""
     plan = make_plan(request)
     check_writable(options.root)
+    planned(plan)
     made = run_all(plan.specs, options, event)
-    latencies = _latencies(plan, made, options) if measure_latency else {}
+    main = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process measures and writes
+    latencies = _latencies(plan, made, options) if measure_latency and main else {}
     record = make_record(plan, made, Store(options.root), command, latencies)
     folder = options.root / "benches" / f"{plan.card.slug}-{plan.task.slug}-{record.config_hash[:12]}"
-    records.write(record, folder / "record.json")
+    if main:
+        records.write(record, folder / "record.json")
     return record, folder
 
 

@@ -1,12 +1,13 @@
 """The two kinds of cards, as types: a method's and a task's. TOML in, checked strictly, no torch.
 
-An unknown key is an error that names the nearest known key; a wrong type names the place in the file. What a card
-promises (arms, switches, settings, claims) is checked against itself here, so that a card that loads can be run.
+An unknown key is an error that names the nearest known key; a wrong type names the place in the file
+(`kdzoo.card_errors`). What a card promises (arms, switches, settings) is checked against itself
+(`kdzoo.card_checks`), so that a card that loads can be run.
 """
 
 from __future__ import annotations
 
-import re
+import math
 import tomllib
 import typing
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any, Literal
 import msgspec
 
 from kdzoo.claim_rows import Claim
-from kdzoo.errors import KdzooError, did_you_mean
+from kdzoo.errors import KdzooError
 from kdzoo.method import Role
 
 Fidelity = Literal["official", "paper", "reconstructed"]
 Scheme = Literal["offline", "online", "self", "study"]
 ProfileName = Literal["local", "paper"]
 Scalar = bool | int | float | str | None
+Value = Scalar | list[Scalar]
 
 
 class _Card(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -31,9 +33,9 @@ class _Card(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Param(_Card, kw_only=True):
     """One setting: its default here, the paper's value, its unit and its bounds (inclusive)."""
 
-    default: Scalar | list[Scalar]
+    default: Value
     text: str
-    paper: Scalar | list[Scalar] = None
+    paper: Value = None
     unit: str = ""
     choices: list[Scalar] = []
     low: float | None = None
@@ -60,7 +62,7 @@ class Component(_Card, kw_only=True):
 class Switch(_Card, kw_only=True):
     """What turns a component off, and what that affects: the trained weights, the loss's value, or evaluation only."""
 
-    off: dict[str, Scalar]
+    off: dict[str, Value]
     component: str
     effect: Literal["weights", "value", "eval"] = "weights"
     default: bool = False
@@ -71,7 +73,7 @@ class ArmCard(_Card, kw_only=True):
     """A named training configuration; with `grid`, one arm a combination, named ``name[key=value]``."""
 
     text: str
-    set: dict[str, Scalar] = {}
+    set: dict[str, Value] = {}
     grid: dict[str, list[Scalar]] = {}
     default: bool = False
     differs: list[Literal["steps", "init", "order", "size"]] = []
@@ -116,11 +118,16 @@ class PaperResult(_Card, kw_only=True):
 
 
 class TaskUse(_Card, kw_only=True):
-    """How a method is run on a task: the settings it changes there and what it costs."""
+    """How a method is run on a task: the settings it changes there and what it costs.
+
+    `set` is for the method's own arms; `bench` is for all arms of the method's bench, the student alone and the
+    baseline too: the models and the schedule of its paper, where they are not the task's. ``--set`` beats both.
+    """
 
     profile: ProfileName = "local"
     default: bool = False
-    set: dict[str, Scalar] = {}
+    set: dict[str, Value] = {}
+    bench: dict[str, Value] = {}
     minutes: float = 3.0
     hours: float | None = None
     gpus: int = 0
@@ -191,20 +198,22 @@ class Stream(_Card, kw_only=True):
 
 class ShippedTeacher(_Card, kw_only=True):
     """The task's teacher. With `file`, weights in the package, known by their hash, and the command that made them;
-    without, the bench trains it once, with the settings of `set`, by the task's own loss."""
+    without, the bench trains it once, with the settings of `set`, by the task's own loss. `follow` gives a setting
+    of that stage the value of another one, so that ``--set`` reaches it: ``{ steps = "teacher_steps" }``."""
 
     text: str
     file: str = ""
     sha256: str = ""
     command: str = ""
-    set: dict[str, Scalar] = {}
+    set: dict[str, Value] = {}
+    follow: dict[str, str] = {}
 
 
 class Baseline(_Card, kw_only=True):
     """The task's plain distillation baseline."""
 
     method: str
-    set: dict[str, Scalar] = {}
+    set: dict[str, Value] = {}
 
 
 class TaskCard(_Card, kw_only=True):
@@ -242,61 +251,30 @@ def read(path: Path, card_type: type[Card]) -> Card:
     try:
         card = msgspec.convert(raw, card_type)
     except msgspec.ValidationError as error:
-        raise KdzooError(f"card {path.name}: {_explain(str(error), card_type)}") from error
+        from kdzoo.card_errors import faults
+
+        raise KdzooError(f"card {path.name}: " + "; ".join(faults(raw, card_type) or [str(error)])) from error
     if card.slug != path.stem:
         raise KdzooError(f"card {path.name}: slug is {card.slug!r}, expected {path.stem!r}, the name of the file")
-    problems = _method_problems(card) if isinstance(card, MethodCard) else _task_problems(card)
-    if problems:
+    from kdzoo.card_checks import method_problems, task_problems
+
+    if problems := method_problems(card) if isinstance(card, MethodCard) else task_problems(card):
         raise KdzooError(f"card {path.name}: " + "; ".join(problems))
     return card
 
 
-def _explain(message: str, card_type: type) -> str:
-    """msgspec's message, with the nearest known key where the key is unknown."""
-    match = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$(.*)`)?", message)
-    if not match:
-        return message
-    key, place = match.group(1), match.group(2) or ""
-    known = _fields_at(card_type, [part for part in re.split(r"[.\[\]]+", place) if part])
-    near = did_you_mean(key, known, n=1)
-    where = f" in {place.lstrip('.')}" if place else ""
-    return f"unknown key {key!r}{where}" + (f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
-
-
-def _fields_at(card_type: Any, path: list[str]) -> list[str]:
-    """The field names of the table that `path` leads to; an index or ``...`` stays in the same container."""
-    here = card_type
-    for part in path:
-        struct = _struct_in(here)
-        if struct is not None and not part.isdigit() and part != "...":
-            here = typing.get_type_hints(struct).get(part)
-    struct = _struct_in(here)
-    return [field.name for field in msgspec.structs.fields(struct)] if struct else []
-
-
-def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
-    """The struct that a type is, or holds: ``dict[str, Switch]`` -> ``Switch``."""
-    for option in (kind, *typing.get_args(kind)):
-        if isinstance(option, type) and issubclass(option, msgspec.Struct):
-            return option
-    return None
-
-
-def _setting_problems(where: str, given: dict[str, Any], params: dict[str, Param]) -> list[str]:
-    problems = []
-    for key, value in given.items():
-        if key in params and (why := value_problem(params[key], value)):
-            problems.append(f"{where}.{key}: {why}")
-    return problems
-
-
 def value_problem(param: Param, value: Any) -> str | None:
     """Why `value` is no value of `param`, or None."""
+    if isinstance(param.default, list) and isinstance(value, list):
+        one = msgspec.structs.replace(param, default=param.default[0] if param.default else None)
+        return next(filter(None, (value_problem(one, part) for part in value)), None)
     kind = type(param.default)
     if param.default is not None:
         number = kind is float and type(value) is int
         if not number and value is not None and type(value) is not kind:
             return f"got {value!r} ({type(value).__name__}), expected {kind.__name__}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"got {value!r}, expected a finite number"
     if param.choices and value not in param.choices:
         return f"got {value!r}, expected one of {', '.join(map(repr, param.choices))}"
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -305,58 +283,3 @@ def value_problem(param: Param, value: Any) -> str | None:
         if param.high is not None and value > param.high:
             return f"got {value!r}, expected at most {param.high:g}"
     return None
-
-
-def _method_problems(card: MethodCard) -> list[str]:
-    problems = []
-    for name, switch in card.switches.items():
-        if switch.component not in card.components:
-            problems.append(f"switches.{name}: component {switch.component!r} is not in [components]")
-    defaults = [name for name, arm in card.arms.items() if arm.default]
-    defaults += [name for name, switch in card.switches.items() if switch.default]
-    if len(defaults) > 3:
-        problems.append(f"{len(defaults)} arms are marked default, at most 3 keep the plain bench short")
-    for name, arm in card.arms.items():
-        if not name.startswith(f"{card.slug}."):
-            problems.append(f"arms: {name!r} must begin with '{card.slug}.'")
-        if arm.differs and not arm.why:
-            problems.append(f"arms.{name}: differs = {arm.differs} needs a why")
-    for name, role in card.roles.items():
-        if role.kind == "frozen" and role.source == "init":
-            problems.append(f"roles.{name}: a frozen role needs a source (task, or stage:NAME)")
-    for name in card.ships:
-        if name not in card.roles:
-            problems.append(f"ships: {name!r} is not in [roles]")
-    tables: dict[str, dict[str, Any]] = {f"arms.{n}.set": a.set for n, a in card.arms.items()}
-    tables |= {f"switches.{n}.off": s.off for n, s in card.switches.items()}
-    tables |= {f"tasks.{n}.set": t.set for n, t in card.tasks.items()}
-    for where, given in tables.items():
-        problems += _setting_problems(where, given, card.params)
-    for name, param in card.params.items():
-        if why := value_problem(param, param.default):
-            problems.append(f"params.{name}.default: {why}")
-    for profile in ("local", "paper"):
-        uses = [name for name, use in card.tasks.items() if use.profile == profile]
-        chosen = [name for name in uses if card.tasks[name].default]
-        if uses and len(chosen) != 1:
-            problems.append(f"tasks: profile {profile!r} needs exactly one default = true, got {len(chosen)}")
-    return problems
-
-
-def _task_problems(card: TaskCard) -> list[str]:
-    problems = []
-    primary = [name for name, metric in card.metrics.items() if metric.primary]
-    if len(primary) != 1:
-        problems.append(f"metrics: exactly one needs primary = true, got {len(primary)}")
-    for stream in card.streams:
-        for setting in filter(None, (stream.batch, stream.per_group)):
-            if setting not in card.params:
-                problems.append(f"streams: setting {setting!r} is not in [params]")
-    if isinstance(card.kd, str) and not card.kd.startswith("none: "):
-        problems.append(f"kd: got {card.kd!r}, expected {{method = ...}} or 'none: <why>'")
-    if card.teacher and card.teacher.file and not (card.teacher.sha256 and card.teacher.command):
-        problems.append("teacher: a shipped file needs its sha256 and the command that made it")
-    for name, param in card.params.items():
-        if why := value_problem(param, param.default):
-            problems.append(f"params.{name}.default: {why}")
-    return problems

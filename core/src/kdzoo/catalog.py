@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from kdzoo import plugins
-from kdzoo.cards import MethodCard, TaskCard, read
+from kdzoo.card_cache import open_cache
+from kdzoo.cards import Baseline, MethodCard, Param, TaskCard, read, value_problem
 from kdzoo.errors import KdzooError, unknown
 
 FACETS = ("plugin", "knowledge", "scheme", "family", "teacher", "fidelity", "task", "year")
@@ -42,7 +44,19 @@ class Catalog:
 
     def module(self, slug: str) -> ModuleType:
         """The Python module beside the card of a method or a task."""
-        return importlib.import_module(module_name(self.paths[slug]))
+        name = module_name(self.paths[slug])
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+                raise KdzooError(
+                    f"card {slug}.toml has no module: expected {name} beside it (hyphens become underscores). "
+                    "Nothing would be trained. Add the file, or reinstall the plugin."
+                ) from error
+            raise KdzooError(
+                f"{slug} needs the package {error.name!r}, which is not installed. Install it, for example by "
+                f"'pip install --force-reinstall kdzoo-{(self.methods.get(slug) or self.tasks[slug]).plugin}'."
+            ) from error
 
     def select(self, pattern: str = "*", facets: Mapping[str, str] | None = None) -> list[MethodCard]:
         """Methods whose slug fits the glob and whose card has every wanted facet value, in order of slug."""
@@ -85,46 +99,75 @@ def module_name(card_path: Path) -> str:
     return ".".join(reversed(parts))
 
 
-def collect(folders: Iterable[Path]) -> Catalog:
+def collect(folders: Iterable[Path], read_card: Callable[[Path, Any], Any] = read) -> Catalog:
     """Read all cards of the given folders; a folder's name says what they are (``methods`` or ``tasks``)."""
     catalog = Catalog()
     for folder in folders:
+        if folder.name not in ("tasks", "methods") or not folder.is_dir():
+            catalog.broken[str(folder)] = f"no folder of cards: {folder}; expected one called tasks or methods"
+            continue
         for path in sorted(folder.glob("*.toml")):
-            if path.stem in catalog.paths:
-                catalog.broken[path.stem] = f"two cards have the slug {path.stem!r}: rename one of them"
+            slug = path.stem
+            if slug in catalog.paths:
+                catalog.broken[slug] = f"two cards have the slug {slug!r}, {catalog.paths[slug]} and {path}: rename one"
+                catalog.methods.pop(slug, None)
+                catalog.tasks.pop(slug, None)
                 continue
-            catalog.paths[path.stem] = path
+            catalog.paths[slug] = path
             try:
                 if folder.name == "tasks":
-                    catalog.tasks[path.stem] = read(path, TaskCard)
+                    catalog.tasks[slug] = read_card(path, TaskCard)
                 else:
-                    catalog.methods[path.stem] = read(path, MethodCard)
+                    catalog.methods[slug] = read_card(path, MethodCard)
             except KdzooError as error:
-                catalog.broken[path.stem] = str(error)
-    for card in catalog.methods.values():
-        for task in card.tasks:
-            if task in catalog.tasks:
-                _check_settings(catalog, card, task)
+                catalog.broken[slug] = str(error)
+    for card in list(catalog.methods.values()):
+        tasks = [catalog.tasks[name] for name in card.tasks if name in catalog.tasks]
+        found = [why for task in tasks for why in _misfits(card, task, _baseline(catalog, task))]
+        if found:
+            catalog.broken[card.slug] = f"card {card.slug}.toml: " + "; ".join(dict.fromkeys(found))
+            del catalog.methods[card.slug]
     return catalog
 
 
-def _check_settings(catalog: Catalog, card: MethodCard, task: str) -> None:
-    """Every setting that a method card changes must exist, in the method or in the task."""
-    known = {*card.params, *catalog.tasks[task].params}
-    if both := sorted(card.params.keys() & catalog.tasks[task].params.keys()):
-        catalog.broken[card.slug] = f"card {card.slug}.toml and task {task!r} both define the setting {both[0]!r}"
-    tables = {f"tasks.{task}.set": card.tasks[task].set}
-    tables |= {f"arms.{n}": {**a.set, **a.grid} for n, a in card.arms.items() if not a.tasks or task in a.tasks}
-    tables |= {f"switches.{n}.off": s.off for n, s in card.switches.items() if not s.tasks or task in s.tasks}
-    for where, given in tables.items():
-        for key in given:
-            if key not in known:
-                error = unknown("setting", key, known, f"It is set in [{where}].")
-                catalog.broken[card.slug] = f"card {card.slug}.toml: {error}"
+def _baseline(catalog: Catalog, task: TaskCard) -> dict[str, Param]:
+    """The settings of a task's baseline: its arm is part of every bench on the task."""
+    method = catalog.methods.get(task.kd.method) if isinstance(task.kd, Baseline) else None
+    return method.params if method else {}
+
+
+def _misfits(card: MethodCard, task: TaskCard, baseline: Mapping[str, Param]) -> list[str]:
+    """What a method's card sets that neither it nor the task defines, or to a value the setting does not take.
+
+    What it sets for its whole bench may be a setting of the `baseline` too.
+    """
+    params = {**task.params, **card.params}
+    found = [f"it and task {task.slug!r} both define the setting {name!r}" for name in card.params if name in task.params]
+    here = task.slug
+    given = [(f"tasks.{here}.set", key, value) for key, value in card.tasks[here].set.items()]
+    for name, arm in card.arms.items():
+        if not arm.tasks or here in arm.tasks:
+            given += [(f"arms.{name}.set", key, value) for key, value in arm.set.items()]
+            given += [(f"arms.{name}.grid", key, value) for key, values in arm.grid.items() for value in values]
+    for name, switch in card.switches.items():
+        if not switch.tasks or here in switch.tasks:
+            given += [(f"switches.{name}.off", key, value) for key, value in switch.off.items()]
+    checked = [(where, key, value, params) for where, key, value in given]
+    wide = {**baseline, **params}
+    checked += [(f"tasks.{here}.bench", key, value, wide) for key, value in card.tasks[here].bench.items()]
+    for where, key, value, known in checked:
+        if key not in known:
+            found.append(str(unknown("setting", key, known, f"It is set in [{where}].")))
+        elif why := value_problem(known[key], value):
+            found.append(f"{where}.{key}: {why}")
+    return found
 
 
 @cache
 def load() -> Catalog:
     """The catalogue of all loaded plugins, read once a process."""
-    folders = [folder for result in plugins.load().hook.cards() for folder in result]
-    return collect(folders)
+    folders = [Path(folder) for _, answer in plugins.load().collect("cards", list) for folder in answer]
+    remembered = open_cache()
+    cards = collect(folders, remembered.read)
+    remembered.save()
+    return cards

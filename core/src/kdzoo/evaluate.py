@@ -87,8 +87,8 @@ def predict(run: Run, role: str, split: str, view: str, batch: int) -> Predicted
 
 
 def _one(run: Run, view: str = "image") -> Tensor | dict[str, Tensor]:
-    """One sample of the validation split, as the models take it."""
-    split = "val" if "val" in run.task.splits else "test"
+    """One sample, as the models take it: of the validation split, or of the training split where there is none."""
+    split = "val" if "val" in run.task.splits and len(run.data("val")) else "train"
     data = run.data(split)
     value: Tensor | dict[str, Tensor] = run.to_device(data.collate(data.items, torch.arange(1), None)).views[view]
     return value

@@ -7,9 +7,11 @@ import importlib
 import inspect
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 
 from kdzoo import builtin, catalog, plugins
 from kdzoo.artefacts import Store, disk_errors, key_of, write_atomic
-from kdzoo.device import open_device
+from kdzoo.device import Device, launched_ranks, open_device
 from kdzoo.errors import KdzooError
 from kdzoo.method import Stage
 from kdzoo.runs import Run, StageSpec
@@ -67,6 +69,8 @@ def key_content(spec: StageSpec, data_hash: str) -> dict[str, Any]:
         "dtype": spec.dtype,
         "threads": spec.threads,
         "smoke": spec.smoke,
+        # Batch norm sees a rank's share of the batch only.
+        **({"ranks": ranks} if (ranks := launched_ranks()) > 1 else {}),
     }
 
 
@@ -86,7 +90,13 @@ def source_hash(spec: StageSpec) -> str:
     return hashlib.sha256("".join(inspect.getsource(part) for part in files).encode()).hexdigest()[:16]
 
 
-def open_run(spec: StageSpec, store: Store, folder: Path, report: Report = lambda _: None) -> Run:
+def open_run(
+    spec: StageSpec,
+    store: Store,
+    folder: Path,
+    report: Report = lambda _: None,
+    device: Device | None = None,
+) -> Run:
     """The `Run` of a stage, with fresh hooks."""
     cards = catalog.load()
     return Run(
@@ -97,7 +107,7 @@ def open_run(spec: StageSpec, store: Store, folder: Path, report: Report = lambd
         serve=serve,
         folder=folder,
         inputs={name: store.folder(key) for name, key in spec.needs.items()},
-        device=open_device(spec.device, spec.dtype),
+        device=device or open_device(spec.device, spec.dtype),
         report=report,
     )
 
@@ -114,30 +124,47 @@ def execute(
     """Find or make the artefact of a stage; returns its manifest, with ``reused``.
 
     `resume` goes on from a checkpoint, where one is; `fresh` makes it again although it is whole.
+
+    Under torchrun every rank calls this for the same stages in the same order. Rank 0 alone holds the lock, decides
+    whether the artefact is to be made, and writes it; the others compute along in a folder that is thrown away, and
+    wait for the manifest. A rank that fails must end its process: the others wait for it in a collective call.
     """
     source = source_hash(spec)
-    with store.lock(spec.key):
-        manifest = None if fresh else store.manifest(spec.key)
+    device = open_device(spec.device, spec.dtype)
+    with store.lock(spec.key) if device.main else nullcontext():
+        manifest = device.share(store.manifest(spec.key) if device.main and not fresh else None)
         if manifest is not None:
             return manifest | {"reused": True, "source_changed": manifest["source_hash"] != source}
-        if fresh or not resume:
-            store.discard(spec.key, whole=fresh)
-        folder = store.part(spec.key)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        _reset_peak_memory()
-        began = time.perf_counter()
-        run = open_run(spec, store, folder, report)
-        run.store = store
-        run.checkpoint_seconds = float(os.environ.get("KDZOO_CHECKPOINT_SECONDS", "10"))
-        started(run)
-        plugins.resolve(spec.stage.call)(run)
-        run.cost.peak_memory_bytes = max(run.cost.peak_memory_bytes, _peak_memory())
-        _write_items(run)
-        store.finish(spec.key, _manifest(run, source, time.perf_counter() - began))
-        manifest = store.manifest(spec.key)
+        with _folder(spec, store, device, resume, fresh) as folder:
+            _reset_peak_memory()
+            began = time.perf_counter()
+            run = open_run(spec, store, folder, report, device)
+            run.store, run.started = store, started
+            run.checkpoint_seconds = float(os.environ.get("KDZOO_CHECKPOINT_SECONDS", "10"))
+            started(run)
+            plugins.resolve(spec.stage.call)(run)
+            if device.main:
+                run.cost.peak_memory_bytes = max(run.cost.peak_memory_bytes, _peak_memory())
+                _write_items(run)
+                store.finish(spec.key, _manifest(run, source, time.perf_counter() - began))
+        manifest = device.share(store.manifest(spec.key) if device.main else None)
         assert manifest is not None
         return manifest | {"reused": False, "source_changed": False}
+
+
+@contextmanager
+def _folder(spec: StageSpec, store: Store, device: Device, resume: bool, fresh: bool) -> Iterator[Path]:
+    """Where a stage writes: the part folder of its key, or for ranks above 0 a folder that nobody reads."""
+    if not device.main:
+        with TemporaryDirectory(prefix="kdzoo-rank-") as name:
+            yield Path(name)
+        return
+    if fresh or not resume:
+        store.discard(spec.key, whole=fresh)
+    folder = store.part(spec.key)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    yield folder
 
 
 def _manifest(run: Run, source: str, seconds: float) -> dict[str, Any]:
@@ -186,7 +213,7 @@ def run_inner_stage(run: Run, stage: Stage) -> Path:
     )
     data = data_hash(inner)
     inner = replace(inner, key=key_of(key_content(inner, data)))
-    manifest = execute(inner, run.store, report=run.report)
+    manifest = execute(inner, run.store, report=run.report, started=run.started)
     for kind, amount in manifest["cost"]["spent"].items():
         run.spend(kind, amount)
     run.cost.seconds += manifest["cost"]["seconds"]

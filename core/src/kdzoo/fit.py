@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,21 +30,23 @@ def fit_stage(run: Run) -> None:
     """Build the roles, go on from a checkpoint if there is one, let the engine train, write the weights."""
     hashes = roles.build(run)
     student = "student" if "student" in hashes else run.ships[0]
-    orders = run.orders()
+    orders = {order.name: order.hash(run.steps) for order in run.orders()}
     run.facts |= {
         "init_hash": hashes[student],
-        "order_hash": orders[0].hash(run.steps),
-        "order_hashes": {order.name: order.hash(run.steps) for order in orders},
+        "order_hash": next(iter(orders.values())),
+        "order_hashes": orders,
         "roles": hashes,
     }
     for role, module in run.models.items():
         module.train(run.roles[role].kind == "train")
-    if state := checkpoint.load(run.folder):
+    device = run.device_info
+    if state := device.share(checkpoint.load(run.folder) if device.main else None):
         checkpoint.restore(run, state)
     run.restart_clock()
     if run.hook.fit(run=run) is None:
         raise KdzooError(f"no engine trained arm {run.arm!r}: the task's fit must return True")
     run.cost.seconds += run.seconds()
+    _refuse_broken_weights(run)
     if run.device_info.main:
         roles.save_weights(run)
 
@@ -52,7 +54,7 @@ def fit_stage(run: Run) -> None:
 @hookimpl
 def fit(run: Run) -> bool:
     """Core's engine: forward, backward, step, nothing hidden."""
-    step_module = run.device_info.wrap(StepModule(run))
+    step_module: Any = run.device_info.wrap(StepModule(run))
     optimizer = run.optimizer()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     accumulate, ranks = int(run.cfg.get("accumulate", 1)), run.device_info.ranks
@@ -108,19 +110,19 @@ class StepModule(nn.Module):
                 f"arm {run.arm!r} has no loss term at step {run.step}: task_weight is {self.task_weight:g} and the "
                 "method gives none. Set task_weight above 0, or a weight of the method."
             )
+        if not run.micro:
+            run.terms = {}
         loss: Tensor | None = None
-        values: dict[str, Tensor] = {}
         for name in sorted(terms):
             total, weight, per = terms[name]
+            scale = weight / normaliser(batch.norm, per, name)
             if name == "task":
-                weight = weight * self.task_weight
-            value = total * (weight / normaliser(batch.norm, per, name))
-            values[name] = value
-            loss = value if loss is None else loss + value
+                scale *= self.task_weight
+            run.terms.setdefault(name, []).append((total, scale))
+            loss = total * scale if loss is None else torch.add(loss, total, alpha=scale)
         assert loss is not None
-        run.terms = values
         if not math.isfinite(loss.item()):
-            _refuse(run, values)
+            _refuse(run)
         return loss
 
 
@@ -131,13 +133,28 @@ def normaliser(norm: Mapping[str, float], per: str, name: str) -> float:
     return norm[per] or 1.0
 
 
-def _refuse(run: Run, values: Mapping[str, Tensor]) -> None:
-    bad = {name: value.item() for name, value in values.items() if not math.isfinite(value.item())}
+def _refuse(run: Run) -> None:
+    values = {name: parts[-1][0].item() * parts[-1][1] for name, parts in run.terms.items()}
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     said = ", ".join(f"{name} = {value}" for name, value in bad.items()) or "their sum"
     raise NotFinite(
         f"arm {run.arm!r}, seed {run.seed}, step {run.step}: loss term {said}. Training would go on with broken "
         "weights, so it stops here; the last checkpoint is kept. Lower lr or the term's weight, or set clip."
     )
+
+
+def _refuse_broken_weights(run: Run) -> None:
+    """A gradient that was not finite has reached the weights, and no forward pass has met them yet."""
+    for role, module in run.models.items():
+        if run.roles[role].kind == "frozen":
+            continue
+        for name, weight in module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise NotFinite(
+                    f"arm {run.arm!r}, seed {run.seed}, step {run.step}: the weights {name} of role {role!r} are not "
+                    "finite after the last steps, so they are not saved; the last checkpoint is kept. Set clip to "
+                    "find the step, or lower lr."
+                )
 
 
 def make_optimizer(run: Run) -> torch.optim.Optimizer:
@@ -155,9 +172,16 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer
     if kind == "sgd":
         momentum = float(cfg.get("momentum", 0.9))
+        nesterov = bool(cfg.get("nesterov", momentum > 0))
         optimizer = torch.optim.SGD(
-            groups, lr=lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=True
+            groups, lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=True
         )
+        if momentum:
+            # A first buffer is the gradient, so zeros change nothing; but the fused kernel takes buffers of all
+            # parameters or of none, and some get their first gradient late (a head that waits for its stage).
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     elif kind in ("adam", "adamw"):
         maker = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
         optimizer = maker(groups, lr=lr, weight_decay=decay, fused=True)
@@ -197,11 +221,13 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
             f"arm {run.arm!r}, seed {run.seed}, step {run.step}: the gradient's norm is {norm} although every loss "
             f"term is finite ({', '.join(run.terms)}). Lower lr, or look for sqrt or division at 0 in a loss."
         )
-    with torch.no_grad():
-        run.hook.after_step(run=run, batch=batch)
+    if run.hook.after_step.get_hookimpls():
+        with torch.no_grad():
+            run.hook.after_step(run=run, batch=batch)
     if run.step % max(1, run.steps // _LOGGED_POINTS) == 0:
-        for name, value in run.terms.items():
-            run.log(f"loss/{name}", value.item())
+        for name, parts in run.terms.items():  # the sum over micro-batches and ranks: norm covers all of them
+            value = sum(total.item() * scale for total, scale in parts)
+            run.log(f"loss/{name}", run.device_info.total(value))
     run.step += 1
     run.cost.steps += 1
     run.cost.examples += int(batch.norm.get("item", len(batch.ids)))
@@ -210,10 +236,14 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
     if (every and run.step % every == 0) or done:
         _validate(run)
     now = time.monotonic()
-    if run.stopping or (not done and now - run.saved_at > run.checkpoint_seconds):
+    # A large state on a slow disk is saved less often: at most a twentieth of the time goes to saving.
+    due = run.checkpoint_seconds and max(run.checkpoint_seconds, 20 * run.saving_seconds)
+    if run.stopping or (not done and now - run.saved_at >= due):
+        _refuse_broken_weights(run)
         if run.device_info.main:
             checkpoint.save(run, run.current_optimizer)
-        run.saved_at = now
+        run.saved_at = time.monotonic()
+        run.saving_seconds = run.saved_at - now
         if run.stopping:
             raise Stopped(f"stopped at step {run.step} of {run.steps}")
     if done or now - run.reported_at > _REPORT_SECONDS:
@@ -228,7 +258,7 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
 
 def _validate(run: Run) -> None:
     """Measure on `val` and put the numbers on the curves; nothing of it reaches the training state."""
-    if "val" not in run.task.splits:
+    if "val" not in run.task.splits or not len(run.data("val")):  # the papers' recipes keep all data for training
         return
     with run.validating():
         for part in run.hook.evaluate(run=run, split="val"):

@@ -7,7 +7,7 @@ sees what an uninterrupted one sees, and one more (unlabelled) stream leaves the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ class Order:
             raise KdzooError(f"stream {name!r} is empty: there is nothing to train on. Check the task's data settings.")
         self.data, self.seed, self.name, self.batch, self.per_group = data, seed, name, batch, per_group
         self.words = id_words(data.ids)
-        self._epoch = lru_cache(maxsize=4)(self._shuffled)
+        self._epoch = lru_cache(maxsize=2)(self._drawn)
         if per_group:
             if data.groups is None:
                 raise KdzooError(f"stream {name!r} asks for {per_group} samples a group, but its split has no groups")
@@ -54,33 +54,24 @@ class Order:
             order = data.groups.argsort(stable=True)
             sizes = data.groups.bincount()
             self._members = [rows for rows in order.split(sizes.tolist()) if len(rows)]
+            self._group_epoch = lru_cache(maxsize=2)(lambda epoch: (self._shuffled(len(self._members), epoch),))
 
     def _shuffled(self, n: int, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix(self.seed, "order", self.name, epoch))
         return torch.randperm(n, generator=generator)
 
-    def _draw(self, n: int, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """`count` entries from position `first` of the endless shuffled sequence over n things, and their epochs."""
-        drawn, epochs = [], []
-        while count:
-            epoch, start = divmod(first, n)
-            taken = min(count, n - start)
-            drawn.append(self._epoch(n, epoch)[start : start + taken])
-            epochs.append(torch.full((taken,), epoch))
-            first, count = first + taken, count - taken
-        return (drawn[0], epochs[0]) if len(drawn) == 1 else (torch.cat(drawn), torch.cat(epochs))
+    def _drawn(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """An epoch's rows and the seed of each drawn sample: made once an epoch, so that a step only slices."""
+        rows = self._shuffled(len(self.data), epoch)
+        return rows, sample_seeds(mix(self.seed, "sample", self.name, epoch), self.words[rows])
 
     def rows(self, step: int) -> tuple[Tensor, Tensor]:
         """Rows of the batch of a step and the seed of each drawn sample: (batch,) int64 each."""
         if not self.per_group:
-            rows, epochs = self._draw(len(self.data), step * self.batch, self.batch)
-            if int(epochs[0]) == int(epochs[-1]):
-                return rows, sample_seeds(mix(self.seed, "sample", self.name, int(epochs[0])), self.words[rows])
-            bases = {int(e): mix(self.seed, "sample", self.name, int(e)) for e in epochs.unique()}
-            parts = [sample_seeds(bases[int(e)], self.words[rows[epochs == e]]) for e in epochs.unique()]
-            return rows, torch.cat(parts)
+            rows, seeds = _window(self._epoch, len(self.data), step * self.batch, self.batch)
+            return rows, seeds
         groups_a_batch = self.batch // self.per_group
-        groups, _ = self._draw(len(self._members), step * groups_a_batch, groups_a_batch)
+        (groups,) = _window(self._group_epoch, len(self._members), step * groups_a_batch, groups_a_batch)
         generator = torch.Generator().manual_seed(mix(self.seed, "group", self.name, step))
         chosen = []
         for group in groups.tolist():
@@ -102,8 +93,23 @@ class Order:
                 digest.update(self.rows(step)[0].numpy().tobytes())
         else:
             for epoch in range(-(-steps * self.batch // len(self.data))):
-                digest.update(self._epoch(len(self.data), epoch).numpy().tobytes())
+                digest.update(self._shuffled(len(self.data), epoch).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _window(
+    columns_of: Callable[[int], tuple[Tensor, ...]], n: int, first: int, count: int
+) -> tuple[Tensor, ...]:
+    """`count` entries from position `first` of an endless sequence whose epochs of length `n` `columns_of` gives."""
+    epoch, start = divmod(first, n)
+    if start + count <= n:
+        return tuple(column[start : start + count] for column in columns_of(epoch))
+    pieces = []
+    while count:
+        taken = min(count, n - start)
+        pieces.append([column[start : start + taken] for column in columns_of(epoch)])
+        epoch, start, count = epoch + 1, 0, count - taken
+    return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
 
 def join(parts: list[Batch]) -> Batch:
@@ -136,6 +142,7 @@ class Loader:
 
     def __init__(self, run: Run, orders: list[Order], accumulate: int, rank: int = 0, ranks: int = 1) -> None:
         self.run, self.orders, self.accumulate, self.rank, self.ranks = run, orders, accumulate, rank, ranks
+        self._edited = bool(run.hook.prepare_batch.get_hookimpls())
         share = accumulate * ranks
         for order in orders:
             if (order.batch // (order.per_group or 1)) % share:
@@ -154,14 +161,13 @@ class Loader:
     def _step(self, step: int) -> Iterator[Batch]:
         run = self.run
         drawn = [order.rows(step) for order in self.orders]
-        batches = []
-        for micro in range(self.accumulate):
-            run.seed_micro_step(step, micro)
-            batch = self._collate(drawn, micro)
+        batches = [self._collate(drawn, micro) for micro in range(self.accumulate)]
+        if self._edited:
             with torch.no_grad():
-                run.enter(batch)
-                run.hook.prepare_batch(run=run, batch=batch)
-            batches.append(batch)
+                for micro, batch in enumerate(batches):
+                    run.seed_micro_step(step, micro)
+                    run.enter(batch)
+                    run.hook.prepare_batch(run=run, batch=batch)
         norm = self._norm(batches)
         for micro, batch in enumerate(batches):
             batch.norm = norm

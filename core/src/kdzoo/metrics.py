@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdzoo.losses.divergences import check_pair, kl_divergence, log_probabilities
 from kdzoo.losses.masks import Reduction, reduce
+from kdzoo.losses.vocabulary import accumulation_dtype
 
 
 @torch.no_grad()
@@ -117,7 +118,8 @@ def expected_calibration_error(
     if bins < 1:
         raise ValueError(f"bins: got {bins}, expected at least 1")
     hits = accuracy(logits, labels, axis=axis, reduction="none").double()
-    confidence = log_probabilities(logits, temperature=1.0, axis=axis).amax(axis).exp().double()
+    # not exp(log softmax), which may leave the bin whose edge a confidence is on
+    confidence = torch.softmax(logits.to(accumulation_dtype(logits)), axis).amax(axis).double()
     if mask is not None:
         hits, confidence = hits[mask], confidence[mask]
     hits, confidence = hits.flatten(), confidence.flatten()

@@ -86,10 +86,12 @@ def make_plan(request: Request) -> Plan:
     card = cards.method(request.method)
     task = choose_task(card, cards, request)
     if task.profile == "paper" and request.data_root is None:
-        layout = next((data.text for data in task.data.values() if data.text), "")
+        data = next(iter(task.data.values()))
+        layout = "".join(f"\n  {line}" for line in data.text.splitlines())
         raise KdzooError(
-            f"task {task.slug!r} trains on the paper's data: name its folder with --data-root DIR. {layout} "
-            f"'kdzoo show {card.slug}' says where it is had and what it costs to run."
+            f"task {task.slug!r} trains on the paper's data: name its folder with --data-root DIR.\n"
+            f"Expected in DIR:{layout}\nFrom: {data.source}\nTerms: {data.licence}\n"
+            f"'kdzoo show {card.slug}' says what it costs to run."
         )
     all_arms = arms_of(cards, card, task)
     for claim in claims_on(card, task):
@@ -97,7 +99,7 @@ def make_plan(request: Request) -> Plan:
     params = defined(task, card)
     if isinstance(task.kd, Baseline):
         params = defined(task, cards.method(task.kd.method)) | params
-    user = parse_assignments(request.set, params)
+    user = {**card.tasks[task.slug].bench, **parse_assignments(request.set, params)}
     if request.smoke:
         user |= {name: value for name, value in _smoke().items() if name in params}
     chosen = select(all_arms, request.arms, task)

@@ -46,8 +46,11 @@ class Plugin:
 
     def fail(self, why: str) -> None:
         """Note why this plugin does not work, or not whole, in one line; what was noted before stays."""
-        said = f"plugin {self.name!r} ({self.target}): {' '.join(why.split())}"
-        self.error = said if self.error is None else f"{self.error}; {said}"
+        said = " ".join(why.split())
+        if self.error is None:
+            self.error = f"plugin {self.name!r} ({self.target}): {said}"
+        elif said not in self.error:
+            self.error += f"; {said}"
 
 
 @dataclass(slots=True)
@@ -74,14 +77,15 @@ class Plugins:
                 continue
             others = [module for other, module in modules.items() if other != name and module is not None]
             try:
-                answer = self.manager.subset_hook_caller(hook, others)()[0]
-            except Exception as error:  # a plugin may fail in any way; the rest must live
+                results = self.manager.subset_hook_caller(hook, others)()
+            except (Exception, SystemExit) as error:  # a plugin may fail in any way; the rest must live
                 plugin.fail(f"hook {hook}: {type(error).__name__}: {error}")
                 continue
-            if isinstance(answer, kind):
-                answers.append((plugin, answer))
+            if len(results) == 1 and isinstance(results[0], kind):
+                answers.append((plugin, results[0]))
             else:
-                plugin.fail(f"hook {hook}: returned {type(answer).__name__}, expected {kind.__name__}")
+                got = type(results[0]).__name__ if results else "None"
+                plugin.fail(f"hook {hook}: returned {got}, expected {kind.__name__}")
         return answers
 
     def targets(self, hook: str) -> dict[str, str]:
@@ -178,7 +182,7 @@ def load() -> Plugins:
         found[entry.name] = plugin
         try:
             module = entry.load()
-        except Exception as error:  # a plugin may fail in any way at import; the rest must live
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way at import; the rest must live
             plugin.fail(f"import failed: {type(error).__name__}: {error}")
             continue
         if why := register(manager, module, entry.name):
@@ -226,7 +230,7 @@ def extension_versions(names: Iterable[str]) -> tuple[str, ...]:
         target, distribution = known[name].value, known[name].dist
         try:
             module = known[name].load()
-        except Exception as error:  # an extension may fail in any way at import; the user named it, so it is told
+        except (Exception, SystemExit) as error:  # an extension may fail in any way at import; the user named it, so it is told
             raise KdzooError(
                 f"extension {name!r} ({target}): import failed: {type(error).__name__}: {error}. "
                 "Reinstall it, or run without --with."

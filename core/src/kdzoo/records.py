@@ -29,8 +29,8 @@ class RunRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     steps: int = 0
     examples: int = 0
     metrics: dict[str, dict[str, Any]] = {}
-    curves: dict[str, list[list[float]]] = {}
-    losses: dict[str, list[list[float]]] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
+    losses: dict[str, list[tuple[int, float]]] = {}
     items: str | None = None
     cost: dict[str, Any] = {}
     ships: dict[str, dict[str, Any]] = {}

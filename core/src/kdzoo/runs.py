@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,17 +122,20 @@ class Run:
         self.store: Store | None = None
         self.data_root = Path(spec.data_root) if spec.data_root else None
         self.facts: dict[str, Any] = {}
-        self.terms: dict[str, Tensor] = {}
+        self.terms: dict[str, list[tuple[Tensor, float]]] = {}  # of this step: (total, scale) of each micro-batch
         self.restored: dict[str, Any] | None = None
         self.current_optimizer: torch.optim.Optimizer | None = None
         self.stopping = False
-        self.checkpoint_seconds = 10.0
+        self.started: Callable[[Run], None] = lambda _: None
+        self.checkpoint_seconds = 10.0  # between two checkpoints; 0: after every step
+        self.saving_seconds = 0.0
         self.saved_at = self.reported_at = time.monotonic()
         self.last_validation = ""
         self.split_open: set[str] = {"train", "pool", "dev", "val"}
         self.report = report
         self._serve = serve
         self._data: dict[str, Data] = {}
+        self._orders: list[Order] = []
         self._memory: dict[tuple[str, str, str], Output] = {}
         self._base = mix(self.seed, spec.stage.name)
         self._micro_base = self._base
@@ -153,16 +157,18 @@ class Run:
 
     def orders(self) -> list[Order]:
         """The order of every training stream of the task, in the card's order."""
-        return [
-            Order(
-                self.data(stream.split),
-                self.seed,
-                stream.split,
-                int(self.cfg[stream.batch]),
-                int(self.cfg[stream.per_group]) if stream.per_group else 0,
-            )
-            for stream in self.task.streams
-        ]
+        if not self._orders:
+            self._orders = [
+                Order(
+                    self.data(stream.split),
+                    self.seed,
+                    stream.split,
+                    int(self.cfg[stream.batch]),
+                    int(self.cfg[stream.per_group]) if stream.per_group else 0,
+                )
+                for stream in self.task.streams
+            ]
+        return self._orders
 
     def loader(self) -> Loader:
         """Micro-batches for the steps that are left; goes to the framework as it is."""
@@ -201,9 +207,11 @@ class Run:
         slot = ("out", role, view)
         if slot not in self._memory:
             assert self.batch is not None, "run.out is for loss_terms, prepare_batch and after_step"
+            # Dropout inside the model must not depend on what a loss or a hook has drawn before.
+            self._seed_default(mix(self._micro_base, _out_word(role, view)))
             self._memory[slot] = as_output(self.models[role](self.batch.views[view]))
             if torch.is_grad_enabled():
-                self.cost.student_forwards += len(self.batch.ids)
+                self.cost.student_forwards += len(self.batch.ids) * self.device_info.ranks
         return self._memory[slot]
 
     def signal(self, role: str, view: str = "image") -> Output:
@@ -233,9 +241,13 @@ class Run:
         """Seed the default generators by the place of a micro-step: what was drawn before plays no part."""
         self.micro = micro
         self._micro_base = mix(self._base, step, micro, self.device_info.rank)
-        torch.default_generator.manual_seed(self._micro_base)
+        self._seed_default(self._micro_base)
+
+    def _seed_default(self, seed: int) -> None:
+        """The generators that plain torch calls draw from. ``torch.manual_seed`` costs a hundred times more."""
+        torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(self._micro_base)
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
     def rng(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for one purpose at this micro-step; the same purpose starts afresh at each call."""
@@ -315,6 +327,11 @@ class Predicted:
     embedding: Tensor | None
     labels: Any
     ids: list[str]
+
+
+@lru_cache
+def _out_word(role: str, view: str) -> int:
+    return mix("out", role, view)
 
 
 def as_output(value: Any) -> Output:

@@ -11,6 +11,8 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from msgspec import structs
+
 from kdzoo.cards import MethodCard, Param, TaskCard, value_problem
 from kdzoo.errors import KdzooError, unknown
 
@@ -117,12 +119,19 @@ def parse_assignments(assignments: Iterable[str], params: Mapping[str, Param]) -
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise KdzooError(f"--set got {text!r}, expected KEY=VALUE, for example --set lr=0.1")
+            raise KdzooError(
+                f"--set got {text!r}, expected KEY=VALUE, for example --set lr=0.1. Nothing would have been changed."
+            )
         name = name.strip()
         if name not in params:
             raise unknown("setting", name, params, f"Known: {', '.join(sorted(params))}.")
+        if name in values:
+            raise KdzooError(f"--set {name} is given twice, {values[name]!r} and {value.strip()!r}: leave one out.")
         values[name] = _typed(name, value.strip(), params[name])
     return values
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _typed(name: str, text: str, param: Param) -> Any:
@@ -137,16 +146,18 @@ def _typed(name: str, text: str, param: Param) -> Any:
         elif kind is float:
             value = float(text)
         elif kind is list:
-            item = type(param.default[0]) if param.default else str  # type: ignore[index]
-            value = [item(part) for part in text.split(",") if part]
+            first = param.default[0] if param.default else ""  # type: ignore[index]
+            one = structs.replace(param, default=first, choices=[], low=None, high=None)
+            value = [_typed(name, part.strip(), one) for part in text.split(",") if part.strip()]
         elif param.default is None:
             value = None if text.lower() == "none" else text
         else:
             value = text
     except (KeyError, ValueError):
         raise KdzooError(
-            f"--set {name}={text}: expected {kind.__name__} (default {param.default!r}). {param.text}"
+            f"--set {name}={text}: got {text!r}, expected {_KINDS.get(kind, kind.__name__)}, such as the default "
+            f"{param.default!r}. {name}: {param.text}."
         ) from None
     if why := value_problem(param, value):
-        raise KdzooError(f"--set {name}={text}: {why}. {param.text}")
+        raise KdzooError(f"--set {name}={text}: {why}. {name}: {param.text}.")
     return value

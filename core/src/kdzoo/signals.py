@@ -8,6 +8,7 @@ import torch
 
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Output
+from kdzoo.runs import as_output
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run
@@ -20,13 +21,11 @@ def teacher_signal(run: Run, role: str, view: str) -> Output:
     Frozen and method-owned roles are in eval mode since they were built. A role that is being trained (mutual
     learning) answers in training mode with what it has already said with gradient: one forward pass, detached.
     """
-    from kdzoo.runs import as_output
-
     assert run.batch is not None
     if run.roles[role].kind == "train":
         return detached(run.out(role, view))
     with torch.no_grad(), run.device_info.autocast():
-        run.cost.teacher_forwards += len(run.batch.ids)
+        run.cost.teacher_forwards += len(run.batch.ids) * run.device_info.ranks
         return as_output(run.models[role](run.batch.views[view]))
 
 

@@ -1,7 +1,7 @@
 """Worker processes: one stage at a time each, one thread each; the parent hands out stages whose needs are made.
 
 A worker that dies is noticed and named. On Ctrl-C a worker finishes its optimiser step, writes a checkpoint and stops;
-a worker whose parent is gone stops at its next report.
+a worker whose parent is gone ends at once: what it leaves is what SIGKILL leaves, and that can be gone on from.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -93,11 +96,25 @@ def _idle(workers: list[_Worker], options: Options, context: Any, wanted: int) -
     while len(workers) < options.jobs and len(idle) < wanted:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, options), daemon=True)
-        process.start()
+        with _no_interrupt():
+            process.start()
         theirs.close()
         workers.append(_Worker(process, ours))
         idle.append(workers[-1])
     return idle
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Children started here ignore Ctrl-C until they set their own answer: it must not hit them while they import."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _next(waiting: Mapping[str, StageSpec], results: Mapping[str, Any]) -> StageSpec | None:
@@ -134,20 +151,15 @@ def _listen(worker: _Worker, workers: list[_Worker], results: dict[str, Any], ev
 
 def _interrupt(workers: list[_Worker]) -> None:
     """Ask every worker to stop at its next whole step, and wait; a second Ctrl-C ends them at once."""
-    busy = [worker for worker in workers if worker.spec]
-    for worker in workers:
-        if worker.process.is_alive():
-            os.kill(worker.process.pid, signal.SIGINT)
     end = time.monotonic() + _GRACE_SECONDS
     try:
-        for worker in busy:
-            while worker.process.is_alive() and time.monotonic() < end:
-                worker.process.join(timeout=0.1)
-                while worker.process.is_alive() and worker.pipe.poll():
-                    try:
+        while (alive := [worker for worker in workers if worker.process.is_alive()]) and time.monotonic() < end:
+            for worker in alive:  # asked again and again: one that still imports does not listen yet
+                os.kill(worker.process.pid, signal.SIGINT)
+                with suppress(EOFError, OSError):  # a full pipe would keep the worker from stopping
+                    while worker.pipe.poll():
                         worker.pipe.recv()
-                    except (EOFError, OSError):
-                        break
+            wait([worker.process.sentinel for worker in alive], timeout=0.3)
     except KeyboardInterrupt:
         pass
     for worker in workers:
@@ -156,19 +168,73 @@ def _interrupt(workers: list[_Worker]) -> None:
 
 def _run_here(specs: Mapping[str, StageSpec], options: Options, event: Event) -> dict[str, dict[str, Any]]:
     """All stages in this process, one after the other: for debuggers, and under torchrun."""
+    from kdzoo.device import launched_ranks
+    from kdzoo.runs import Stopped
+
     results: dict[str, dict[str, Any]] = {}
-    waiting = dict(specs)
-    while waiting:
-        _skip_hopeless(waiting, results, event)
-        spec = _next(waiting, results)
-        if spec is None:
-            break
-        del waiting[spec.key]
-        event("started", spec, {})
-        kind, details = _make(spec, options, lambda d, s=spec: event("progress", s, d), lambda run: None)
-        results[spec.key] = details
-        event(kind, spec, details)
+    waiting, ranks, stop = dict(specs), launched_ranks(), _Stop()
+    if os.environ.get("RANK", "0") != "0":
+        event = _silent  # rank 0 speaks for all
+    try:
+        with stop.on_interrupt(active=ranks == 1):
+            while waiting:
+                _skip_hopeless(waiting, results, event)
+                spec = _next(waiting, results)
+                if spec is None:
+                    break
+                del waiting[spec.key]
+                event("started", spec, {})
+                kind, details = _make(spec, options, partial(event, "progress", spec), stop.started)
+                if kind == "failed" and ranks > 1:
+                    # The other ranks wait for this one in a collective call: only the end of its process frees them.
+                    raise KdzooError(f"{details['error']}\n{details.get('traceback', '')}".strip())
+                stop.runs.clear()
+                results[spec.key] = details
+                event(kind, spec, details)
+                if stop.asked:
+                    raise Interrupted
+    except (Stopped, KeyboardInterrupt):
+        raise Interrupted from None
     return results
+
+
+def _silent(kind: str, spec: StageSpec, details: dict[str, Any]) -> None:
+    """An event that nobody hears."""
+
+
+class _Stop:
+    """Ctrl-C, remembered until a run can obey it: a run looks at ``stopping`` once an optimiser step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.runs: list[Any] = []
+
+    def started(self, run: Any) -> None:
+        """To be told of every run that starts, those inside other runs too."""
+        run.stopping = self.asked
+        self.runs.append(run)
+
+    def __call__(self, *_: Any) -> None:
+        self.asked = True
+        for run in self.runs:
+            run.stopping = True
+
+    @contextmanager
+    def on_interrupt(self, active: bool) -> Iterator[None]:
+        """Take SIGINT over; a second one is a plain KeyboardInterrupt."""
+        if not active or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def first(*_: Any) -> None:
+            signal.signal(signal.SIGINT, before)
+            self()
+
+        before = signal.signal(signal.SIGINT, first)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _make(
@@ -192,16 +258,24 @@ def _make(
         return "failed", {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of the parent, killed or not, and go with it: nobody would read the result."""
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _serve(pipe: Connection, options: Options) -> None:
     """A worker's life: receive a stage, make it, answer."""
-    from kdzoo.runs import Run, Stopped
+    from kdzoo.runs import Stopped
 
-    current: list[Run] = []
+    stop = _Stop()
 
-    def stop(*_: Any) -> None:
-        if not current:
+    def interrupted(*_: Any) -> None:
+        if not stop.runs:
             os._exit(130)
-        current[-1].stopping = True
+        stop()
 
     def report(details: dict[str, Any]) -> None:
         try:
@@ -209,18 +283,18 @@ def _serve(pipe: Connection, options: Options) -> None:
         except OSError:
             os._exit(1)  # the parent is gone: nobody will read the result
 
-    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, interrupted)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             spec = pipe.recv()
         except (EOFError, OSError):
             return
-        current.clear()
         try:
-            answer = _make(spec, options, report, current.append)
+            answer = _make(spec, options, report, stop.started)
         except Stopped:
             os._exit(130)
-        current.clear()
+        stop.runs.clear()
         try:
             pipe.send(answer)
         except OSError:

@@ -130,6 +130,15 @@ def test_augmentation_is_a_function_of_the_seed() -> None:
     assert not torch.equal(whole, data.collate(data.items, rows, None).views["image"])
 
 
+def test_augmentation_can_be_switched_off() -> None:
+    """Recorded teacher answers belong to the plain image; an augmented one must not be served with them."""
+    plain, train = fashion.load("train", augment=False), fashion.load("train")
+    rows = torch.arange(6)
+    expected = train.collate(train.items, rows, None).views["image"]
+    assert torch.equal(plain.collate(plain.items, rows, rows).views["image"], expected)
+    assert plain.hash == train.hash
+
+
 def test_all_views_are_equally_likely_even_for_consecutive_seeds() -> None:
     starts = fashion.view_offsets(torch.arange(50_000))
     counts = torch.stack([(starts == start).sum() for start in fashion.VIEWS])

@@ -6,12 +6,15 @@ import typer
 
 
 def doctor() -> None:
-    """Check this installation: versions, data, folders, plugins. Exit code 1 if something is wrong."""
+    """Check this installation: versions, data, folders, plugins.
+
+    Exit code 1 means that something is wrong; every such line says what to do.
+    """
     from kdzoo import plugins
     from kdzoo.errors import KdzooError
 
     wrong = 0
-    for name, target in plugins.merged(plugins.load().hook.checks()[::-1], "check").items():
+    for name, target in plugins.load().targets("checks").items():
         try:
             print(f"ok     {name}: {plugins.resolve(target)()}")
         except KdzooError as error:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 
 def plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
 ) -> None:
-    """List the plugins found: origin, version, hooks, and what is wrong with those that do not work."""
-    from dataclasses import asdict
+    """List plugins and extensions: origin, version, hooks.
 
+    What is wrong with those that do not work is said in one line each; the others work without them.
+    """
+    from kdzoo import catalog
     from kdzoo import plugins as loading
 
+    catalog.load()
+    for hook in ("commands", "checks"):  # what is wrong with an answer is known once it is asked for
+        loading.load().targets(hook)
     found = loading.load().found.values()
     named = {name: entry.value for name, entry in loading.extensions().items()}
     if as_json:
-        print(json.dumps({"plugins": [asdict(plugin) for plugin in found], "extensions": named}, indent=1))
+        import json
+
+        fields = ("name", "target", "distribution", "version", "hooks", "error")
+        rows = [{field: getattr(plugin, field) for field in fields} for plugin in found]
+        print(json.dumps({"plugins": rows, "extensions": named}, indent=1))
         return
     for plugin in found:
         state = f"hooks: {', '.join(plugin.hooks)}" if plugin.error is None else f"BROKEN: {plugin.error}"

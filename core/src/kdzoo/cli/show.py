@@ -7,15 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
+from kdzoo.cli import complete
+from kdzoo.errors import unknown
+
 
 def show(
-    slug: Annotated[str, typer.Argument(help="A method or a task.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON and nothing else.")] = False,
+    slug: Annotated[
+        str, typer.Argument(help="The slug of a method or a task.", autocompletion=complete.cards, show_default=False)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON and nothing else on stdout.")] = False,
 ) -> None:
-    """Show the card of a method or a task: how faithful it is, first; then what it does and what it claims."""
+    """Show the card of a method or a task.
+
+    A method's card says first how faithful it is, then what it does, where it runs and what it claims.
+    """
     from kdzoo import catalog
 
     cards = catalog.load()
+    if slug not in (known := {*cards.methods, *cards.tasks, *cards.broken}):
+        raise unknown("method or task", slug, known, "'kdzoo list' and 'kdzoo list --tasks' show all of them.")
     card: Any = cards.tasks[slug] if slug in cards.tasks else cards.method(slug)
     if as_json:
         import json
@@ -55,8 +65,7 @@ def _show_method(card: Any) -> None:
         _say(f"{name} = {param.default}{' ' + param.unit if param.unit else ''}  {param.text}{paper}")
     _title("Runs on")
     for name, use in card.tasks.items():
-        cost = f"about {use.minutes:g} minutes on 2 cores" if use.profile == "local" else f"about {use.hours:g} h on {use.gpus} GPU, {use.memory_gb:g} GB"
-        _say(f"{name}  profile {use.profile}, {cost}{'; default' if use.default else ''}. {use.text}")
+        _say(f"{name}  profile {use.profile}, {_cost(use)}{'; default' if use.default else ''}. {use.text}")
     if card.switches or card.arms:
         _title("Arms (beside teacher, student, baseline and the method itself)")
         for name, switch in card.switches.items():
@@ -89,13 +98,24 @@ def _show_method(card: Any) -> None:
     print(f"\nRun it: kdzoo bench {card.slug}")
 
 
+def _cost(use: Any) -> str:
+    """What a bench costs, as far as the card says."""
+    if use.profile == "local":
+        return f"about {use.minutes:g} minutes on 2 cores"
+    hours = "hours not estimated" if use.hours is None else f"about {use.hours:g} h"
+    memory = "" if use.memory_gb is None else f", {use.memory_gb:g} GB each"
+    return f"{hours} on {use.gpus} GPU{'s' if use.gpus > 1 else ''}{memory}"
+
+
 def _show_task(card: Any) -> None:
     print(f"{card.slug}: {card.title} ({card.kind}, profile {card.profile})")
     _say(card.summary, 0)
     _title("Data")
     for name, data in card.data.items():
         shipped = "ships in the package" if data.ships else "to be fetched by you"
-        _say(f"{name}: {data.source}; licence: {data.licence}; {shipped}. {data.text}")
+        _say(f"{name}: {data.source}; licence: {data.licence}; {shipped}")
+        for line in data.text.splitlines():  # a layout of folders has its own line breaks
+            print(f"    {line}".rstrip())
     _say("sizes: " + ", ".join(f"{name} {size}" for name, size in card.sizes.items()))
     _say(f"simulated: {card.simulated or 'nothing'}")
     _title("Models")

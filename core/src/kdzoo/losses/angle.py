@@ -34,13 +34,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdzoo.losses.distances import centered, check_same_batch, squared_distances, wide_dtype
+from kdzoo.losses.distances import centered, check_same_batch, full_precision, squared_distances, wide_dtype
 from kdzoo.losses.masks import Reduction, check_reduction
 
 # Rows closer than this have no direction: cosines with them are 0, without gradient. The official code
 # divides by max(d, 1e-12) (eps of F.normalize), which is 0 for coinciding rows too, but with gradients
 # multiplied by 1e12.
-COINCIDE = 1e-12
+COINCIDED = -0.5 * 1e-12**2  # as minus half of a squared distance, the form of the tables below
 # d_max / d_min of an anchor beyond which float32 is left: there a cosine's error is about 16 * 1.2e-7 = 2e-6.
 SPREAD_FLOAT32 = 16.0
 # Elements per buffer. CPU: three float32 buffers of 1 MB; smaller ones pay more Python per element, and one
@@ -49,77 +49,68 @@ BLOCK_CPU = 1 << 18
 BLOCK_ACCELERATOR = 1 << 21
 
 
-def _inverse(squared: Tensor) -> Tensor:
-    """1 / d, and 0 where two rows coincide. Written so that NaN stays NaN."""
-    return torch.where(squared <= COINCIDE**2, torch.zeros_like(squared), squared.rsqrt())
-
-
-def _wide_spread(squared: Tensor) -> Tensor:
+def _wide_spread(halves: Tensor) -> Tensor:
     """(N,) bool: anchors whose farthest row is over `SPREAD_FLOAT32` times as far as their nearest one."""
-    nearest = torch.where(squared <= COINCIDE**2, torch.inf, squared).amin(dim=1)
-    return squared.amax(dim=1) > SPREAD_FLOAT32**2 * nearest
+    nearest = halves.masked_fill(halves >= COINCIDED, -torch.inf).amax(dim=1)
+    return halves.amin(dim=1) < SPREAD_FLOAT32**2 * nearest
+
+
+def _inverse(halves: Tensor) -> Tensor:
+    """1 / d, and 0 where two rows coincide. Written so that NaN stays NaN."""
+    return halves.mul(-2.0).rsqrt_().masked_fill_(halves >= COINCIDED, 0.0)
 
 
 def _passes(
-    student: Tensor, teacher: Tensor, anchors: Tensor, weights: Tensor | None, dtype: torch.dtype
+    student: Tensor, teacher: Tensor, anchors: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Loss sums of the given anchors, and with `weights` the gradient of their weighted sum.
 
     Args:
-        student, teacher: (N, N) squared distances, float64.
+        student, teacher: (N, N) minus half the squared distances (so that no pass spends a multiplication on
+            it), in the dtype that the passes are to compute in.
         anchors: (A,) indices j.
         weights: (A,) factor of each anchor's sum in the total that is differentiated; None = no gradient.
-        dtype: what the passes compute in.
 
     Returns:
-        (A,) sums over i and k of SmoothL1, and (N, N) derivatives with respect to `student`, not yet
-        symmetrized.
+        (A,) sums over i and k of SmoothL1, and (N, N) derivatives with respect to the student's squared
+        distances, not yet symmetrized.
     """
-    n, device = len(student), student.device
-    # Halved and negated once, so that no pass spends a multiplication on it.
-    s_NN, t_NN = student.mul(-0.5).to(dtype), teacher.mul(-0.5).to(dtype)
-    # Inverses from the wide distances: whether rows coincide must not depend on the dtype of the passes.
-    r_AN, t_r_AN = (_inverse(squared[anchors]).to(dtype) for squared in (student, teacher))
+    n, device, dtype = len(student), student.device, student.dtype
     block = max(1, (BLOCK_CPU if device.type == "cpu" else BLOCK_ACCELERATOR) // (n * n))
     block = min(block, len(anchors))
     buffers = [torch.empty(block, n, n, dtype=dtype, device=device) for _ in range(3)]
     sums = torch.empty(len(anchors), dtype=dtype, device=device)
-    if weights is not None:
-        ends = torch.zeros(n, n, dtype=dtype, device=device)  # derivatives with respect to d_ik^2
-        rays = torch.zeros(len(anchors), n, dtype=dtype, device=device)  # and to a_i and a_k, per anchor
-        weighted = r_AN * weights.to(dtype).unsqueeze(1)
+    slopes = None if weights is None else torch.zeros(n, n, dtype=dtype, device=device)
     for start in range(0, len(anchors), block):
         here = slice(start, start + block)
-        r, t_r = r_AN[here], t_r_AN[here]
-        size = len(r)
-        psi, error, clipped = (buffer[:size] for buffer in buffers)
-        a, t_a = s_NN[anchors[here]], t_NN[anchors[here]]  # minus half the squared distances to the anchors
+        j = anchors[here]
+        psi, error, clipped = (buffer[: len(j)] for buffer in buffers)
+        a, t_a = student[j], teacher[j]  # (B, N), minus half of the text's a_i
+        r, t_r = _inverse(a), _inverse(t_a)
         row, column = r.unsqueeze(1), r.unsqueeze(2)
         t_row, t_column = t_r.unsqueeze(1), t_r.unsqueeze(2)
         # psi = r_i ((a_k + a_i - d_ik^2) r_k / 2), the teacher's last factor taken along with the difference.
-        torch.addcmul(-a.mul(r).unsqueeze(1), s_NN, row, out=psi)
+        torch.addcmul(-a.mul(r).unsqueeze(1), student, row, out=psi)
         psi.addcmul_(a.unsqueeze(2), row, value=-1.0).mul_(column)
-        torch.addcmul(-t_a.mul(t_r).unsqueeze(1), t_NN, t_row, out=clipped)
+        torch.addcmul(-t_a.mul(t_r).unsqueeze(1), teacher, t_row, out=clipped)
         clipped.addcmul_(t_a.unsqueeze(2), t_row, value=-1.0)
         torch.addcmul(psi, clipped, t_column, value=-1.0, out=error)
         # SmoothL1 with beta 1: g = clamp(z, -1, 1) is its derivative and g (z - g / 2) its value.
         torch.clamp(error, -1.0, 1.0, out=clipped)
         error.sub_(clipped, alpha=0.5).mul_(clipped)
         torch.sum(error.flatten(1), dim=1, out=sums[here])
-        if weights is None:
+        if weights is None or slopes is None:
             continue
+        weighted = r * weights[here].to(dtype).unsqueeze(1)
         along = psi.mul_(clipped).sum(dim=2)
         across = clipped.mul_(row).sum(dim=2)
         # i and k play the same part, so each sum counts twice: no factor 1/2.
-        torch.sub(across, along.mul_(r), out=rays[here])
-        rays[here].mul_(weighted[here])
-        if size == 1:
-            ends.addcmul_(clipped[0], weighted[here][0].unsqueeze(1), value=-0.5)
+        slopes.index_add_(0, j, across.sub_(along.mul_(r)).mul_(weighted))
+        if len(j) == 1:
+            slopes.addcmul_(clipped[0], weighted[0].unsqueeze(1), value=-0.5)
         else:
-            ends.sub_(clipped.mul_(weighted[here].unsqueeze(2)).sum(dim=0), alpha=0.5)
-    if weights is None:
-        return sums, None
-    return sums, ends.index_add_(0, anchors, rays)
+            slopes.sub_(clipped.mul_(weighted.unsqueeze(2)).sum(dim=0), alpha=0.5)
+    return sums, slopes
 
 
 def angle_pass(
@@ -127,32 +118,31 @@ def angle_pass(
 ) -> tuple[Tensor, Tensor | None]:
     """Per-anchor losses (N,) and, given `weights` (N,), the gradient (N, D) of their weighted sum."""
     rows = centered(student_embeddings)
-    student = squared_distances(rows)
-    teacher = squared_distances(centered(teacher_embeddings))
-    n = len(student)
+    student = squared_distances(rows).mul_(-0.5)
+    teacher = squared_distances(centered(teacher_embeddings)).mul_(-0.5)
+    n, wide = len(student), student.dtype
     out_dtype = torch.promote_types(student_embeddings.dtype, torch.float32)
-    wide = wide_dtype(rows.device)
+    spread = _wide_spread(student) | _wide_spread(teacher)
     if out_dtype == torch.float64:
-        groups = [(torch.arange(n, device=rows.device), wide)]
-    else:
-        spread = _wide_spread(student) | _wide_spread(teacher)
-        groups = [(torch.nonzero(~spread)[:, 0], torch.float32), (torch.nonzero(spread)[:, 0], wide)]
+        spread = torch.ones_like(spread)
     items = torch.empty(n, dtype=wide, device=rows.device)
-    slopes: Tensor | None = None  # derivatives with respect to the student's squared distances
-    for anchors, dtype in groups:
+    slopes = None if weights is None else torch.zeros(n, n, dtype=wide, device=rows.device)
+    # The wide ones first: then their tables can go before the others' are made.
+    for chosen, dtype in ((spread, wide), (~spread, torch.float32)):
+        anchors = torch.nonzero(chosen)[:, 0]
         if len(anchors) == 0:
             continue
-        part = None if weights is None else weights[anchors]
-        sums, grad = _passes(student, teacher, anchors, part, dtype)
+        student, teacher = student.to(dtype), teacher.to(dtype)
+        sums, part = _passes(student, teacher, anchors, None if weights is None else weights[anchors])
         items[anchors] = sums.to(wide)
-        if grad is not None:
-            slopes = grad.to(wide) if slopes is None else slopes.add_(grad)
+        if slopes is not None and part is not None:
+            slopes += part
     # Per anchor: the mean over the N^2 pairs (i, k), so that the mean over anchors is the mean over N^3.
     items /= n * n
     if slopes is None:
         return items.to(out_dtype), None
     slopes = slopes + slopes.T
-    with torch.autocast(rows.device.type, enabled=False):
+    with full_precision(rows):
         # d(d_ik^2)/de_i = 2 (e_i - e_k); in float64, for the products cancel where rows nearly coincide.
         gradient = slopes.sum(dim=1, keepdim=True).mul(rows).sub_(slopes @ rows).mul_(2.0 / (n * n))
     return items.to(out_dtype), gradient.to(student_embeddings.dtype)

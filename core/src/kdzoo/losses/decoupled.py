@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kdzoo.losses.divergences import check_pair, kl_divergence
+from kdzoo.losses.divergences import SMALL, check_pair, expected_log_ratio
 from kdzoo.losses.masks import Reduction, blank, check_mask, reduce
-from kdzoo.losses.vocabulary import accumulation_dtype
+from kdzoo.losses.vocabulary import accumulation_dtype, chunked_kl
 
 
 def dkd(
@@ -104,38 +104,46 @@ def dkd_parts(
     NCKD = KL between p and q restricted to the other classes and renormalised; 0 for two classes.
     Arguments and errors as in `dkd`.
     """
-    axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, "none", mask)
+    axis, _ = check_pair(student_logits, teacher_logits, temperature, axis, "none", mask)
     classes = student_logits.shape[axis]
     items = student_logits.shape[:axis] + student_logits.shape[axis + 1 :]
     targets = _check_targets(targets, items, classes, mask)
     if not teacher_grad:
         teacher_logits = teacher_logits.detach()
     dtype = accumulation_dtype(student_logits, teacher_logits)
-    student = blank(student_logits, mask, axis).to(dtype)
-    teacher = blank(teacher_logits, mask, axis).to(dtype)
     at = targets.unsqueeze(axis)
-    s_rest = student.scatter(axis, at, -torch.inf)
-    t_rest = teacher.scatter(axis, at, -torch.inf)
-    s_odds = student.gather(axis, at).squeeze(axis) / temperature - torch.logsumexp(
-        s_rest / temperature, axis
-    )
-    t_odds = teacher.gather(axis, at).squeeze(axis) / temperature - torch.logsumexp(
-        t_rest / temperature, axis
-    )
+    s_odds, s_rest = _split(blank(student_logits, mask, axis).to(dtype) / temperature, at, axis)
+    t_odds, t_rest = _split(blank(teacher_logits, mask, axis).to(dtype) / temperature, at, axis)
     target = _binary_kl(t_odds, s_odds)
-    nontarget = kl_divergence(
-        s_rest, t_rest, temperature=temperatures, axis=axis, reduction="none", teacher_grad=teacher_grad
-    )
+    if s_rest.numel() > SMALL and not teacher_grad:
+        nontarget = chunked_kl(s_rest, t_rest, temperature=(1.0, 1.0), axis=axis)
+    else:
+        nontarget = expected_log_ratio(t_rest, s_rest, axis)
     if mask is None:
         return target, nontarget
     return target.masked_fill(~mask, 0.0), nontarget.masked_fill(~mask, 0.0)
 
 
+def _split(scaled: Tensor, at: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Scaled logits -> (log odds of the target, log probabilities of the others among themselves).
+
+    The target keeps its place among the others with probability 0, so that no class moves.
+    """
+    others = scaled.scatter(axis, at, -torch.inf)
+    total = torch.logsumexp(others, axis, keepdim=True)
+    return (scaled.gather(axis, at) - total).squeeze(axis), others - total
+
+
 def _binary_kl(p_odds: Tensor, q_odds: Tensor) -> Tensor:
-    """KL between two coins given by their log odds."""
-    yes = p_odds.sigmoid() * (logsigmoid(p_odds) - logsigmoid(q_odds))
-    no = (-p_odds).sigmoid() * (logsigmoid(-p_odds) - logsigmoid(-q_odds))
-    return yes + no
+    """KL between two coins given by their log odds.
+
+    It is the same for heads and tails, so let the first coin's likelier side be heads, with odds e (and f, the second
+    coin's, for that side): log sigmoid(e) - log sigmoid(f) + sigmoid(-e) (f - e). The terms are then as small as the
+    result; counted from the unlikely side they would be large numbers that cancel.
+    """
+    side = torch.where(p_odds < 0, -1.0, 1.0).to(p_odds.dtype)
+    e, f = p_odds * side, q_odds * side
+    return logsigmoid(e) - logsigmoid(f) + (-e).sigmoid() * (f - e)
 
 
 def _check_targets(targets: Tensor, items: torch.Size, classes: int, mask: Tensor | None) -> Tensor:
@@ -156,7 +164,7 @@ def _check_targets(targets: Tensor, items: torch.Size, classes: int, mask: Tenso
     if mask is not None:
         targets = targets.masked_fill(~mask, 0)
     if targets.device.type == "cpu" and targets.numel():
-        low, high = int(targets.min()), int(targets.max())
+        low, high = (int(x) for x in targets.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
                 f"targets: got values from {low} to {high}, expected 0 to {classes - 1}; "

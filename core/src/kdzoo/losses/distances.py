@@ -12,6 +12,7 @@ Not here: distances between two different batches, other norms.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -73,6 +74,13 @@ def centered(embeddings: Tensor) -> Tensor:
     return rows - rows.mean(dim=0)
 
 
+def full_precision(rows: Tensor) -> AbstractContextManager[object]:
+    """Where products of `rows` keep their dtype: autocast leaves float64 alone, but would halve MPS's float32."""
+    if rows.dtype == torch.float64:
+        return nullcontext()  # entering autocast costs as much as a small product
+    return torch.autocast(rows.device.type, enabled=False)
+
+
 def squared_distances(rows: Tensor) -> Tensor:
     """All squared distances between the rows of a centered table, without gradient.
 
@@ -83,22 +91,23 @@ def squared_distances(rows: Tensor) -> Tensor:
         (N, N), symmetric, >= 0, zero on the diagonal (all NaN if any row has one), in the dtype of `rows`,
         with a relative error of about 1e-9 in float64 however close two rows are.
     """
-    # Autocast would take the product in half precision, whatever the dtype of the rows.
-    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+    with torch.no_grad(), full_precision(rows):
         products = rows @ rows.T
         norms = products.diagonal().clone()
         sums = norms.unsqueeze(0) + norms.unsqueeze(1)
         squared = torch.sub(sums, products, alpha=2.0, out=products)
-        first, second = torch.nonzero(squared < sums.mul_(CANCELLED[rows.dtype]), as_tuple=True)
-        upper = first < second
-        for i, k in zip(
-            first[upper].split(PAIRS_AT_A_TIME), second[upper].split(PAIRS_AT_A_TIME), strict=True
-        ):
-            exact = (rows[i] - rows[k]).square_().sum(dim=1)
-            squared[i, k] = exact
-            squared[k, i] = exact
-        # Not fill_diagonal_(0): a NaN row must stay visible even in a batch of one.
-        squared.diagonal().sub_(squared.diagonal().clone())
+        diagonal = squared.diagonal()
+        # Not simply 0: a NaN row must stay visible even in a batch of one.
+        zero = diagonal - diagonal
+        diagonal.fill_(torch.inf)
+        near = squared < sums.mul_(CANCELLED[rows.dtype])
+        if bool(near.any()):
+            first, second = near.triu_().nonzero(as_tuple=True)
+            for i, k in zip(first.split(PAIRS_AT_A_TIME), second.split(PAIRS_AT_A_TIME), strict=True):
+                exact = (rows[i] - rows[k]).square_().sum(dim=1)
+                squared[i, k] = exact
+                squared[k, i] = exact
+        diagonal.copy_(zero)
         return squared
 
 
@@ -124,7 +133,7 @@ class _Distances(torch.autograd.Function):
         floored = distances.square() <= SQUARED_FLOOR * (1 + 1e-6)
         weights = grad_distances.to(rows.dtype) / distances.to(rows.dtype).masked_fill(floored, torch.inf)
         weights = weights + weights.T
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             # float64, for the two products nearly cancel where rows nearly coincide.
             gradient = weights.sum(dim=1, keepdim=True) * rows - weights @ rows
         return gradient.to(embeddings.dtype)

@@ -37,7 +37,7 @@ Index = Any  # what stands between the brackets of tensor[...]
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any tensor is, else float32: half precision is read, never summed in."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [x.dtype for x in tensors] else torch.float32
 
 
 def chunked_kl(
@@ -237,10 +237,11 @@ def _plain_gradient(
     """The same gradient in operations that autograd can follow."""
     axis = 1 if maps else -1
     upstream = upstream if maps else upstream.view(student.shape[:-1])
-    if mask is not None:  # before the softmax: the derivative of a masked NaN is NaN
+    if (
+        mask is not None
+    ):  # q = p where hidden, hence gradient 0; not after the softmax, whose derivative of NaN is NaN
         hidden = ~mask.reshape(upstream.shape).unsqueeze(axis)
         student, teacher = student.masked_fill(hidden, 0.0), teacher.masked_fill(hidden, 0.0)
-        upstream = upstream.masked_fill(hidden.squeeze(axis), 0.0)
     dtype = accumulation_dtype(student, teacher)
     q = torch.softmax(student.to(dtype) * inverse[0], axis)
     p = torch.softmax(teacher.to(dtype) * inverse[1], axis)

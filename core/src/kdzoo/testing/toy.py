@@ -22,7 +22,8 @@ from kdzoo.cards import DataSource, MetricCard, Param, Stream, TaskCard
 from kdzoo.device import open_device
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
-from kdzoo.method import Batch, Metric, Output, Role, fit_stage
+from kdzoo.losses.divergences import kl_divergence
+from kdzoo.method import Batch, Metric, Output, Role, Term, fit_stage
 from kdzoo.rng import mix
 from kdzoo.runs import Run, StageSpec
 from kdzoo.task import Data
@@ -48,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "hidden": 16,
     "temperature": 2.0,
     "kd_weight": 1.0,
+    "noise": 0.01,
 }
 
 ALONE = (Role("student"),)
@@ -77,6 +79,7 @@ class Toy(nn.Module):
 
 def task_card(streams: Sequence[str] = ("train",)) -> TaskCard:
     """The card of the toy task; `streams` are the splits that give training batches."""
+    kinds = {"train": Stream(split="train", batch="batch"), "pool": Stream(split="pool", batch="pool_batch")}
     return TaskCard(
         slug="toy",
         title="Toy",
@@ -87,8 +90,10 @@ def task_card(streams: Sequence[str] = ("train",)) -> TaskCard:
         sizes={"classes": CLASSES},
         splits=list(SIZES),
         models={"student": "one hidden layer"},
-        metrics={"accuracy": MetricCard(better="higher", text="share of rows with the right class", primary=True)},
-        streams=[Stream(split=split, batch="batch" if split == "train" else "pool_batch") for split in streams],
+        metrics={
+            "accuracy": MetricCard(better="higher", text="share of rows with the right class", primary=True)
+        },
+        streams=[kinds[split] for split in streams],
         params={name: Param(default=value, text=name) for name, value in SETTINGS.items()},
     )
 
@@ -102,7 +107,9 @@ def data(run: Run | None, split: str) -> Data:
     if split == "pool":
         labels = torch.full_like(labels, -1)
     ids = [f"{split}/{row}" for row in range(SIZES[split])]
-    return Data((inputs, labels, ids), ids, collate, hash=f"toy {split}", groups=None if split == "pool" else labels)
+    return Data(
+        (inputs, labels, ids), ids, collate, hash=f"toy {split}", groups=None if split == "pool" else labels
+    )
 
 
 def collate(items: tuple[Tensor, Tensor, list[str]], rows: Tensor, seeds: Tensor | None) -> Batch:
@@ -124,13 +131,13 @@ def build_model(run: Run, role: str) -> nn.Module:
 
 
 @hookimpl
-def loss_terms(run: Run, batch: Batch) -> dict[str, Any]:
+def loss_terms(run: Run, batch: Batch) -> dict[str, Term]:
     """Cross-entropy, summed over the labelled rows."""
-    from kdzoo.method import Term
-
     logits = run.out("student").logits
     assert logits is not None
-    return {"task": Term(F.cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum"), per="label")}
+    return {
+        "task": Term(F.cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum"), per="label")
+    }
 
 
 @hookimpl
@@ -147,14 +154,11 @@ class Distil:
     @hookimpl
     def prepare_batch(self, run: Run, batch: Batch) -> None:
         noise = torch.randn(batch.views["image"].shape, generator=run.rng("noise"))
-        batch.views["noisy"] = batch.views["image"] + 0.01 * noise.to(batch.views["image"].device)
+        batch.views["noisy"] = batch.views["image"] + run.cfg.noise * noise.to(batch.views["image"].device)
 
     @hookimpl
-    def loss_terms(self, run: Run, batch: Batch) -> dict[str, Any]:
-        from kdzoo.losses.divergences import kl_divergence
-        from kdzoo.method import Term
-
-        student, teacher = run.out("student").logits, run.signal("teacher").logits
+    def loss_terms(self, run: Run, batch: Batch) -> dict[str, Term]:
+        student, teacher = run.out("student").logits, run.signal("teacher", "noisy").logits
         assert student is not None
         assert teacher is not None
         connected = run.models["connector"](student)
@@ -177,6 +181,7 @@ def run(
     streams: Sequence[str] = ("train",),
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
+    method: bool = True,
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Run:
@@ -190,6 +195,7 @@ def run(
         streams: splits that give training batches.
         settings: changes to SETTINGS.
         seed: the run's seed.
+        method: whether `Distil` is active where there is a teacher.
         device: where to compute.
         report: what `Run.report` calls.
     """
@@ -204,10 +210,12 @@ def run(
         setattr(served, name, getattr(task, name))
     if engine is not None:
         served.fit = _marked(engine)  # type: ignore[attr-defined]
-    taught = any(role.name == "teacher" for role in roles)
-    parts: list[Any] = [builtin.engine(), served, *([Distil()] if taught else []), *add]
-    for place, part in enumerate(parts):
-        if why := plugins.register(manager, part, "core" if place == 0 else "task" if place == 1 else f"part {place}"):
+    parts: dict[str, Any] = {"core": builtin.engine(), "task": served}
+    if method and any(role.name == "teacher" for role in roles):
+        parts["method"] = Distil()
+    parts |= {f"extension:{place}": part for place, part in enumerate(add)}
+    for name, part in parts.items():
+        if why := plugins.register(manager, part, name):
             raise KdzooError(f"toy run: {why}")
     folder.mkdir(parents=True, exist_ok=True)
     spec = StageSpec(

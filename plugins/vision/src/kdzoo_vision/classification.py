@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdzoo import metrics
+from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Batch, Metric, Term
-from kdzoo_vision.models import build
+from kdzoo_vision.models import build, wants_pretrained
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run
@@ -25,13 +26,19 @@ def build_model(run: Run, role: str) -> nn.Module | None:
     if role not in ("student", "teacher"):
         return None
     sizes = run.task.sizes
-    pretrained = bool(run.cfg.get("pretrained", False))
+    pretrained = wants_pretrained(run, role)
+    if role == "teacher" and run.stage == "teacher" and not run.steps and not pretrained:
+        raise KdzooError(
+            f"the teacher {run.cfg.teacher!r} has teacher_steps = 0 and no pretrained weights: it would teach random "
+            "numbers. Set teacher_pretrained=true, or teacher_steps to the length of its training."
+        )
     return build(
         run.cfg[role],
         num_classes=sizes["classes"],
         in_channels=sizes["channels"],
         image_size=int(run.cfg.get("image_size", sizes["side"])),
         pretrained=pretrained,
+        normalize=bool(run.cfg.get("normalize_embedding", False)),
     )
 
 
@@ -46,7 +53,7 @@ def loss_terms(run: Run, batch: Batch) -> dict[str, Term]:
 
 @hookimpl
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
-    """Top-1 accuracy and negative log-likelihood (nats) of what ships."""
+    """Top-1 accuracy and negative log-likelihood (nats) of what ships; top-5 accuracy where the task's card has it."""
     found = {}
     for role, suffix in run.shipped():
         said = run.predict(role, split)
@@ -56,4 +63,7 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
         if run.stage == "evaluate":
             nll = metrics.negative_log_likelihood(said.logits, said.labels, axis=1, reduction="none")
             found[f"nll{suffix}"] = Metric(float(nll.mean()), len(nll), nll)
+        if "accuracy@5" in run.task.metrics:
+            within = (said.logits.topk(5, dim=1).indices == said.labels.unsqueeze(1)).any(1).float()
+            found[f"accuracy@5{suffix}"] = Metric(float(within.mean()), len(within), within)
     return found

@@ -21,13 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from kdzoo.errors import KdzooError, unknown
 from kdzoo_vision.nets import ImageModel, Shape, cnn, resnet, vgg
 from kdzoo_vision.timm_nets import from_timm, vit
+
+if TYPE_CHECKING:
+    from kdzoo.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,18 @@ def _timm_name(name: str) -> str:
     raise unknown(
         "model", name, known, f"Own models: {', '.join(MODELS)}; all others are timm's (timm:resnet18)."
     )
+
+
+def wants_pretrained(run: Run, role: str) -> bool:
+    """Whether a role starts from timm's weights: `teacher_pretrained` for the teacher where the task has it, else
+    `pretrained`; and only where no trained weights are loaded over them, or they would be downloaded for nothing."""
+    asked = bool(run.cfg.get("pretrained", False))
+    if role == "teacher":
+        asked = bool(run.cfg.get("teacher_pretrained", asked))
+    fresh = any(
+        r.source == f"init:{role}" or (r.name == role and r.source == "init") for r in run.roles.values()
+    )
+    return asked and fresh
 
 
 def count_parameters(model: nn.Module) -> int:

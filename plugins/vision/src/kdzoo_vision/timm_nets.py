@@ -13,9 +13,8 @@ from kdzoo.errors import KdzooError
 from kdzoo.method import Output
 from kdzoo_vision.nets import ImageModel, Shape
 
-MAX_STAGES = (
-    6  # a net with more blocks than this (a ViT) names four of them, evenly spaced, the last included
-)
+# A net with more blocks than this (a ViT) names four of them, evenly spaced, the last included.
+MAX_STAGES = 6
 
 
 class TimmModel(ImageModel):

@@ -49,13 +49,15 @@ VIEWS = torch.tensor(
 )
 
 
-def load(split: str, labels: int = LABELS, *, folder: Path = FILES) -> Data:
+def load(split: str, labels: int = LABELS, *, augment: bool = True, folder: Path = FILES) -> Data:
     """One split, read once per process.
 
     Args:
         split: train, pool, val or test.
         labels: how many samples of train to keep, 10 to 500: the first ones, in which the classes are
             balanced (exactly so for multiples of 10). The other splits do not depend on it.
+        augment: False to give every sample as it is even where the loader hands out seeds: what a frozen teacher
+            says about it is then worth recording.
         folder: where the files are.
 
     Returns:
@@ -74,11 +76,11 @@ def load(split: str, labels: int = LABELS, *, folder: Path = FILES) -> Data:
             f"labels = {labels} given, {CLASSES} to {LABELS} expected: a class without a label could not be "
             f"learned, and only {LABELS} labelled images ship. Set labels to such a number."
         )
-    return _load(split, labels if split == "train" else LABELS, folder.resolve())
+    return _load(split, labels if split == "train" else LABELS, augment, folder.resolve())
 
 
 @cache
-def _load(split: str, labels: int, folder: Path) -> Data:
+def _load(split: str, labels: int, augment: bool, folder: Path) -> Data:
     manifest = _json(folder / "fashion-manifest.json")
     images = _images(folder, manifest, split)
     classes = None
@@ -89,10 +91,12 @@ def _load(split: str, labels: int, folder: Path) -> Data:
     if split == "train":
         images, classes = images[:labels], None if classes is None else classes[:labels]
 
-    return as_data(split, images, classes, manifest["mean"], manifest["std"])
+    return as_data(split, images, classes, manifest["mean"], manifest["std"], augment)
 
 
-def as_data(split: str, images: Tensor, classes: Tensor | None, mean: float, std: float) -> Data:
+def as_data(
+    split: str, images: Tensor, classes: Tensor | None, mean: float, std: float, augment: bool = True
+) -> Data:
     """Any images of this kind as a split.
 
     Args:
@@ -100,6 +104,7 @@ def as_data(split: str, images: Tensor, classes: Tensor | None, mean: float, std
         images: (N, 28, 28) uint8.
         classes: (N,) int64, or None without labels.
         mean, std: of the pixels, in units of 255.
+        augment: as in `load`.
     """
     items = torch.zeros(len(images), 2, FRAME, FRAME, dtype=torch.uint8)
     inner = slice(SHIFT, SHIFT + SIDE)
@@ -117,7 +122,7 @@ def as_data(split: str, images: Tensor, classes: Tensor | None, mean: float, std
         # A view is a 28x28 window of the flat memory; copying windows is twice as fast as gathering pixels.
         count = items.numel() - (SIDE - 1) * (FRAME + 1)
         windows = items.as_strided((count, SIDE, SIDE), (1, FRAME, 1))
-        start = SHIFT * FRAME + SHIFT if seeds is None else view_offsets(seeds)
+        start = view_offsets(seeds) if augment and seeds is not None else SHIFT * FRAME + SHIFT
         pixels = windows.index_select(0, rows * (2 * FRAME * FRAME) + start)
         size = len(rows)
         return Batch(

@@ -15,5 +15,5 @@ __all__ = ["build_model", "data", "evaluate", "loss_terms"]
 
 
 def data(run: Run, split: str) -> Data:
-    """The shipped splits; `labels` of the 500 labelled images are used."""
-    return fashion.load(split, labels=int(run.cfg.labels))
+    """The shipped splits; `labels` of the 500 labelled images are used, and only labelled images are augmented."""
+    return fashion.load(split, labels=int(run.cfg.labels), augment=split != "pool")

@@ -1,0 +1,12 @@
+"""Cars of the same model, from the files under ``--data-root``; the settings are in the card."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kdzoo_vision.paper_tasks import serve
+from kdzoo_vision.retrieval import build_model, evaluate, loss_terms
+
+__all__ = ["build_model", "data", "evaluate", "loss_terms"]
+
+data = partial(serve, "cars196")

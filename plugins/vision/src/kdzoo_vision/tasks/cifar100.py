@@ -1,0 +1,12 @@
+"""CIFAR-100, from the files under ``--data-root``; the settings are in the card."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kdzoo_vision.classification import build_model, evaluate, loss_terms
+from kdzoo_vision.paper_tasks import serve
+
+__all__ = ["build_model", "data", "evaluate", "loss_terms"]
+
+data = partial(serve, "cifar-100")

@@ -1,0 +1,12 @@
+"""Birds of the same species, from the files under ``--data-root``; the settings are in the card."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kdzoo_vision.paper_tasks import serve
+from kdzoo_vision.retrieval import build_model, evaluate, loss_terms
+
+__all__ = ["build_model", "data", "evaluate", "loss_terms"]
+
+data = partial(serve, "cub-200-2011")

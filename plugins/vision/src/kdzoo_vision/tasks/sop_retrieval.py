@@ -1,0 +1,12 @@
+"""Photos of the same product, from the files under ``--data-root``; the settings are in the card."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kdzoo_vision.paper_tasks import serve
+from kdzoo_vision.retrieval import build_model, evaluate, loss_terms
+
+__all__ = ["build_model", "data", "evaluate", "loss_terms"]
+
+data = partial(serve, "stanford-online-products")
