@@ -16,8 +16,9 @@ PLUGINS := $(foreach file,$(wildcard plugins/*/pyproject.toml),--editable $(dir 
 bench: $(VENV)/installed
 	$(BIN)/kdzoo bench rkd
 
+# One thread a process: two test processes of two threads each would wait for each other.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -96,7 +96,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def kdzoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path) -> Callable[..., Outcome]:
+def kdzoo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
+) -> Callable[..., Outcome]:
     """Run the program in this process, as the installed script does: exit code, stdout, stderr."""
 
     def run(*words: str) -> Outcome:
@@ -158,14 +160,21 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Iter
 
 
 @pytest.fixture
-def write_cards(tmp_path: Path) -> Callable[..., Path]:
-    """Write the toy cards, changed by (old, new) replacements or by text put at the end; returns the package."""
+def write_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Write the toy cards, changed by (old, new) replacements or by text put at the end; returns the package.
+
+    The package can be imported; it is forgotten before and after the test, since each test writes its own.
+    """
+    monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(
         method: tuple[str, str] | str = "", task: tuple[str, str] | str = "", modules: bool = True
     ) -> Path:
         package = tmp_path / "toy_cards"
-        for kind, name, text, change in (("methods", "toy-kd", METHOD, method), ("tasks", "toy-task", TASK, task)):
+        for kind, name, text, change in (
+            ("methods", "toy-kd", METHOD, method),
+            ("tasks", "toy-task", TASK, task),
+        ):
             folder = package / kind
             folder.mkdir(parents=True, exist_ok=True)
             if isinstance(change, tuple):
@@ -180,4 +189,10 @@ def write_cards(tmp_path: Path) -> Callable[..., Path]:
         (package / "__init__.py").write_text("")
         return package
 
-    return write
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "toy_cards"]:
+            del sys.modules[name]
+
+    forget()
+    yield write
+    forget()

@@ -1,19 +1,17 @@
-"""Make the generated documentation from cards, hooks and committed records.
+"""Make the generated documentation from cards and committed records.
 
     python tools/make_docs.py            write what has changed
     python tools/make_docs.py --check    write nothing; exit code 1 and a list if something is stale
 
 Writes docs/methods/<slug>.md (keeping what stands between ``by hand`` marks), docs/catalogue.md, and the generated
-blocks of README.md and docs/plugin-guide.md. Only what lies in this repository is documented: plugins installed from
-elsewhere are left out. Records are benchmarks/results/<slug>.<task>.json; `--records` lists the commands that make
-those still missing.
+blocks of README.md. Only what lies in this repository is documented: plugins installed from elsewhere are left out.
+Records are benchmarks/results/<slug>.<task>.json; `--records` lists the commands that make those still missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import io
 import re
 import sys
@@ -22,7 +20,7 @@ from pathlib import Path
 import doc_pages
 from doc_records import Records, bench_command, markdown, read_records, tasks_of
 
-from kdzoo import catalog, hookspecs
+from kdzoo import catalog
 from kdzoo.catalog import Catalog
 from kdzoo.errors import KdzooError
 from kdzoo.report import table
@@ -56,8 +54,6 @@ def outputs() -> dict[Path, str]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = fill(readme, "plugins", plugin_table(cards))
     files[ROOT / "README.md"] = fill(readme, "output", bench_output(cards, found))
-    guide = (DOCS / "plugin-guide.md").read_text(encoding="utf-8")
-    files[DOCS / "plugin-guide.md"] = fill(guide, "hooks", hook_reference())
     return files
 
 
@@ -73,14 +69,14 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def plugin_table(cards: Catalog) -> str:
-    rows = [["plugin", "install", "methods", "tasks"]]
+    rows = [["plugin", "distribution", "methods", "tasks"]]
     for folder in sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")):
         domain = folder.name
         methods = [
             f"[{m.slug}](docs/methods/{m.slug}.md)" for m in cards.methods.values() if m.plugin == domain
         ]
         tasks = [f"`{task.slug}`" for task in cards.tasks.values() if task.plugin == domain]
-        rows.append([domain, f"`pip install kdzoo-{domain}`", ", ".join(methods), ", ".join(tasks)])
+        rows.append([domain, f"`kdzoo-{domain}`", ", ".join(methods), ", ".join(tasks)])
     return markdown(rows)
 
 
@@ -93,25 +89,6 @@ def bench_output(cards: Catalog, found: Records) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         table.print_record(record, None)
     return f"```text\n$ {record.command}\n{printed.getvalue().rstrip()}\n```"
-
-
-def hook_reference() -> str:
-    """Every hook with its exact signature and its docstring."""
-    parts = []
-    for name, function in vars(hookspecs).items():
-        if hasattr(function, f"{hookspecs.PROJECT}_spec"):
-            first = "first result" if getattr(function, f"{hookspecs.PROJECT}_spec")["firstresult"] else "all"
-            signature = str(inspect.signature(function)).replace("'", "")  # annotations are strings
-            parts.append(f"### {name}\n\n```python\ndef {name}{signature}: ...  # {first}\n```")
-            parts.append(_as_markdown(inspect.getdoc(function) or ""))
-    return "\n\n".join(parts)
-
-
-def _as_markdown(docstring: str) -> str:
-    """``Example::`` and the indented code after it become a fenced block; the rest is Markdown as it is."""
-    said, _, code = docstring.partition("Example::\n")
-    text = said.strip().replace("``", "`")
-    return f"{text}\n\n```python\n{inspect.cleandoc(code).strip()}\n```" if code else text
 
 
 def stale(files: dict[Path, str]) -> list[str]:

@@ -29,14 +29,12 @@ from kdzoo_vision.models import ImageModel, build
 
 OUT = Path(__file__).parents[1] / "plugins/vision/src/kdzoo_vision/data/files"
 MODEL: dict[str, Any] = {
-    "name": "cnn-l",
+    "name": "cnn-l4",
     "num_classes": None,
     "embedding_dim": 64,
     "in_channels": 3,
     "image_size": emoji.SIDE,
     "normalize": True,
-    "widths": (32, 64, 128, 128),
-    "strides": (2, 2, 2, 1),
 }
 MARGIN = 0.2  # lenscloth/RKD@0a6c3c0 run.py
 SUBGROUPS, CONCEPTS, VIEWS = 4, 6, 4  # a batch: 4 sub-groups x 6 concepts x 4 views (each style twice)
@@ -132,6 +130,7 @@ def main() -> None:
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     path = options.out / "emoji-teacher.safetensors"
     save_file(state, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone; a wheel keeps the mode
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     description = {
         "command": (

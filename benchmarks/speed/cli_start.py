@@ -93,7 +93,7 @@ def main() -> None:
         def kdzoo(*words: str) -> list[str]:
             return [sys.executable, "-c", PROGRAM.format(words=list(words))]
 
-        rows = {
+        rows: dict[str, tuple[list[str], dict[str, str]]] = {
             "python -c pass": ([sys.executable, "-c", "pass"], plain),
             "bare typer program": ([sys.executable, "-c", TYPER], plain),
             "bare typer program, one text value": ([sys.executable, "-c", TYPER, "--word", "x"], plain),
@@ -102,7 +102,9 @@ def main() -> None:
             f"kdzoo list, {options.cards} cards more": (kdzoo("list"), many),
             f"kdzoo list, {options.cards} cards more, no cache": (kdzoo("list"), uncached),
         }
-        listed = {name: len(run(*row)[2].splitlines()) for name, row in rows.items()}  # also fills caches, .pyc files
+        listed = {
+            name: len(run(*row)[2].splitlines()) for name, row in rows.items()
+        }  # also fills caches, .pyc files
         assert listed[f"kdzoo list, {options.cards} cards more"] == listed["kdzoo list"] + options.cards
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
         for _ in range(options.turns):
@@ -113,7 +115,9 @@ def main() -> None:
         name: {
             "cpu_seconds": statistics.median(cpu for cpu, _ in measured),
             "wall_seconds": statistics.median(wall for _, wall in measured),
-            "over_typer_seconds": statistics.median(a - b for (a, _), (b, _) in zip(measured, typer, strict=True)),
+            "over_typer_seconds": statistics.median(
+                a - b for (a, _), (b, _) in zip(measured, typer, strict=True)
+            ),
             "times_python": statistics.median(a / b for (a, _), (b, _) in zip(measured, python, strict=True)),
         }
         for name, measured in times.items()
@@ -123,10 +127,10 @@ def main() -> None:
         return
     width = max(map(len, report))
     print(f"{'':{width}}  cpu s   wall s  over typer  x python   (medians of {options.turns} turns)")
-    for name, row in report.items():
+    for name, said in report.items():
         print(
-            f"{name:{width}}  {row['cpu_seconds']:.3f}   {row['wall_seconds']:.3f}   {row['over_typer_seconds']:+.3f}"
-            f"      {row['times_python']:6.1f}"
+            f"{name:{width}}  {said['cpu_seconds']:.3f}   {said['wall_seconds']:.3f}   {said['over_typer_seconds']:+.3f}"
+            f"      {said['times_python']:6.1f}"
         )
 
 

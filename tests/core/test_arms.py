@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,10 @@ def test_another_tasks_switch_is_no_arm_here(arms: dict[str, Arm]) -> None:
 
 def test_the_baseline_of_another_method(write_cards: Any) -> None:
     """The task's plain baseline stands beside every other method, with the settings the task gives it."""
-    found = cards_of(write_cards, task=('kd = { method = "toy-kd" }', 'kd = { method = "toy-kd", set = { kd_weight = 3 } }'))
+    found = cards_of(
+        write_cards,
+        task=('kd = { method = "toy-kd" }', 'kd = { method = "toy-kd", set = { kd_weight = 3 } }'),
+    )
     add_method(found, "my-kd")
     arms = arms_of(found, found.methods["my-kd"], found.tasks["toy-task"])
     assert list(arms)[:4] == ["teacher", "student", "toy-kd", "my-kd"]
@@ -120,7 +124,9 @@ def test_a_task_without_baseline_and_teacher(write_cards: Any) -> None:
     found = cards_of(write_cards, task=('kd = { method = "toy-kd" }', 'kd = "none: no logits"'))
     add_method(found, "my-kd")
     assert "toy-kd" not in arms_of(found, found.methods["my-kd"], found.tasks["toy-task"])
-    found = cards_of(write_cards, task=('[teacher]\ntext = "a curve trained on all points"\nset = { steps = 30 }\n', ""))
+    found = cards_of(
+        write_cards, task=('[teacher]\ntext = "a curve trained on all points"\nset = { steps = 30 }\n', "")
+    )
     assert "teacher" not in arms_of(found, found.methods["toy-kd"], found.tasks["toy-task"])
 
 
@@ -173,7 +179,10 @@ def test_select_all(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("toy-kd.hott", r"unknown arm 'toy-kd.hott'\. Did you mean toy-kd.hot\[2.5\], toy-kd.hot\[1.0\], .*Known: teacher, student, toy-kd"),
+        (
+            "toy-kd.hott",
+            r"unknown arm 'toy-kd.hott'\. Did you mean toy-kd.hot\[2.5\], .*Known: teacher, student, toy-kd",
+        ),
         ("toy-kd,nope*", r"unknown arm 'nope\*'"),
         ("toy-kd.hot[1.0", r"unknown arm 'toy-kd.hot\[1.0'"),
         ("]x,toy-kd", r"unknown arm '\]x'"),
@@ -191,7 +200,9 @@ def test_kd_where_there_is_none(write_cards: Any) -> None:
     """The reason is the task's own."""
     found = cards_of(write_cards, task=('kd = { method = "toy-kd" }', 'kd = "none: no logits"'))
     task = found.tasks["toy-task"]
-    with pytest.raises(KdzooError, match=r"--arms kd: task 'toy-task' has no plain baseline \(none: no logits\)"):
+    with pytest.raises(
+        KdzooError, match=r"--arms kd: task 'toy-task' has no plain baseline \(none: no logits\)"
+    ):
         select(arms_of(found, found.methods["toy-kd"], task), "kd", task)
 
 
@@ -221,7 +232,9 @@ def test_accumulation_is_refused_where_the_batch_couples(write_cards: Any, where
     task = found.tasks["toy-task"]
     arms = arms_of(found, found.methods["toy-kd"], task)
     user = {"accumulate": 2} if where == "user" else {}
-    with pytest.raises(KdzooError, match="accumulate = 2 with 'toy-kd.*couples the samples.*Use accumulate = 1"):
+    with pytest.raises(
+        KdzooError, match=r"accumulate = 2 with 'toy-kd.*couples the samples.*Use accumulate = 1"
+    ):
         settings_of(arms["toy-kd.acc" if where == "arm" else "toy-kd"], found, task, user)
     assert settings_of(arms["student"], found, task, user)["accumulate"] == (2 if where == "user" else 1)
 
@@ -242,19 +255,7 @@ def plan_of(name: str, found: catalog.Catalog, arms: dict[str, Arm]) -> list[Any
     return stages_of(arms[name], found, task, settings_of(arms[name], found, task, {}))
 
 
-@pytest.fixture
-def importable(found: catalog.Catalog, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The package with the toy modules can be imported, and is forgotten afterwards."""
-    import sys
-
-    package = found.paths["toy-kd"].parents[1]
-    monkeypatch.syspath_prepend(str(package.parent))
-    for name in [name for name in sys.modules if name.startswith("toy_cards")]:
-        monkeypatch.delitem(sys.modules, name)
-    return package
-
-
-def test_the_default_plan(found: catalog.Catalog, arms: dict[str, Arm], importable: Path) -> None:
+def test_the_default_plan(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
     """Teacher (one for all seeds), fit, evaluate; the student's fit does not wait for a teacher it never asks."""
     stages = plan_of("toy-kd", found, arms)
     assert [(s.name, s.call, s.needs, s.seeded) for s in stages] == [
@@ -268,16 +269,21 @@ def test_the_default_plan(found: catalog.Catalog, arms: dict[str, Arm], importab
     assert [stage.name for stage in plan_of("teacher", found, arms)] == ["teacher", "evaluate"]
 
 
-def test_a_pipelines_own_plan_and_until(found: catalog.Catalog, arms: dict[str, Arm], importable: Path) -> None:
+def test_a_pipelines_own_plan_and_until(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
     """An arm that stops at an intermediate stage is evaluated there; an unknown stage is named."""
-    from dataclasses import replace
-
-    (importable / "methods" / "toy_kd.py").write_text(
+    found.paths["toy-kd"].with_name("toy_kd.py").write_text(
         "from kdzoo.method import Stage, fit_stage\n"
         "def plan(cfg):\n"
-        "    return [Stage('write', 'm:f'), fit_stage(needs=('write',), set={'lr': cfg.lr / 2}), Stage('prune', 'm:g', ('fit',))]\n"
+        "    fit = fit_stage(needs=('write',), set={'lr': cfg.lr / 2})\n"
+        "    return [Stage('write', 'm:f'), fit, Stage('prune', 'm:g', ('fit',))]\n"
     )
-    assert [stage.name for stage in plan_of("toy-kd", found, arms)] == ["teacher", "write", "fit", "prune", "evaluate"]
+    assert [stage.name for stage in plan_of("toy-kd", found, arms)] == [
+        "teacher",
+        "write",
+        "fit",
+        "prune",
+        "evaluate",
+    ]
     assert plan_of("toy-kd.hot[1.0]", found, arms)[2].set == {"lr": 0.25}
     stopped = {"toy-kd": replace(arms["toy-kd"], until="fit")}
     stages = plan_of("toy-kd", found, stopped)

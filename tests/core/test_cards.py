@@ -40,12 +40,21 @@ def test_whole_cards_are_read(write_cards: Any) -> None:
     ("change", "expected"),
     [
         ('sumary = "twice"\n', ["unknown key 'sumary'", "did you mean 'summary'?"]),
-        (('kd_weight = { default = 1.0,', 'kd_weight = { defalt = 1.0,'), ["params.kd_weight", "'default'?"]),
+        (("kd_weight = { default = 1.0,", "kd_weight = { defalt = 1.0,"), ["params.kd_weight", "'default'?"]),
         (SWITCH + 'efect = "value"\n', ["in switches.soft: unknown key 'efect'", "did you mean 'effect'?"]),
-        (ARM + "defaults = true\n", ['in arms."toy-kd.hot": unknown key \'defaults\'', "did you mean 'default'?"]),
+        (
+            ARM + "defaults = true\n",
+            ["in arms.\"toy-kd.hot\": unknown key 'defaults'", "did you mean 'default'?"],
+        ),
         (CLAIM + 'metrik = "x"\n', ["in claims[0]: unknown key 'metrik'", "did you mean 'metric'?"]),
-        (("venue =", "venu ="), ["in paper: unknown key 'venu'", "did you mean 'venue'?", "paper.venue is missing"]),
-        (("default = true", "zzzz = true"), ["in tasks.toy-task: unknown key 'zzzz'", "known: profile, default,"]),
+        (
+            ("venue =", "venu ="),
+            ["in paper: unknown key 'venu'", "did you mean 'venue'?", "paper.venue is missing"],
+        ),
+        (
+            ("default = true", "zzzz = true"),
+            ["in tasks.toy-task: unknown key 'zzzz'", "known: profile, default,"],
+        ),
     ],
 )
 def test_unknown_keys_name_the_nearest(write_cards: Any, change: Any, expected: list[str]) -> None:
@@ -63,8 +72,11 @@ def test_unknown_keys_name_the_nearest(write_cards: Any, change: Any, expected: 
     [
         (("year = 2020", 'year = "2020"'), "paper.year: expected int, got str"),
         (('scheme = "offline"', 'scheme = "ofline"'), "scheme: invalid enum value 'ofline'"),
-        (('knowledge = ["response"]', 'knowledge = ["answers"]'), "knowledge[0]: invalid enum value 'answers'"),
-        (("text = \"soft targets\"", "text = 3"), "components.C1.text: expected str, got int"),
+        (
+            ('knowledge = ["response"]', 'knowledge = ["answers"]'),
+            "knowledge[0]: invalid enum value 'answers'",
+        ),
+        (('text = "soft targets"', "text = 3"), "components.C1.text: expected str, got int"),
         (SWITCH.replace('"C1"', "[]"), "switches.soft.component: expected str, got array"),
         (ARM.replace('"hotter"', "1.5"), 'arms."toy-kd.hot".text: expected str, got float'),
         (CLAIM.replace("claim = 1", 'claim = "1"'), "claims[0].claim: expected int, got str"),
@@ -119,23 +131,50 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 METHOD_PROBLEMS = {
-    "slug": (('slug = "toy-kd"', 'slug = "toy-kdd"'), "slug is 'toy-kdd', expected 'toy-kd', the name of the file"),
+    "slug": (
+        ('slug = "toy-kd"', 'slug = "toy-kdd"'),
+        "slug is 'toy-kdd', expected 'toy-kd', the name of the file",
+    ),
     "component": (SWITCH.replace("C1", "C2"), "switches.soft: component 'C2' is not in [components]"),
     "arm-name": (ARM.replace("toy-kd.hot", "hot"), "arms: 'hot' must begin with 'toy-kd.'"),
     "why": (ARM + 'differs = ["steps"]\n', "arms.toy-kd.hot: differs = ['steps'] needs a why"),
     "frozen": ('[roles.student]\n[roles.big]\nkind = "frozen"\n', "roles.big: a frozen role needs a source"),
-    "source": ('[roles.student]\nsource = "nowhere"\n', "roles.student: source 'nowhere', expected init, init:ROLE,"),
-    "ships": (('family =', 'ships = ["decoder"]\nfamily ='), "ships: 'decoder' is not in [roles]"),
-    "set-type": (ARM.replace("2.0", '"high"'), "arms.toy-kd.hot.set.kd_weight: got 'high' (str), expected float"),
-    "set-low": (SWITCH.replace("= 0 }", "= -1 }"), "switches.soft.off.kd_weight: got -1, expected at least 0"),
-    "default": (("default = 1.0", "default = -1.0"), "params.kd_weight.default: got -1.0, expected at least 0"),
-    "no-default": (("default = true", "default = false"), "profile 'local' needs exactly one default = true, got 0"),
+    "source": (
+        '[roles.student]\nsource = "nowhere"\n',
+        "roles.student: source 'nowhere', expected init, init:ROLE,",
+    ),
+    "ships": (("family =", 'ships = ["decoder"]\nfamily ='), "ships: 'decoder' is not in [roles]"),
+    "set-type": (
+        ARM.replace("2.0", '"high"'),
+        "arms.toy-kd.hot.set.kd_weight: got 'high' (str), expected float",
+    ),
+    "set-low": (
+        SWITCH.replace("= 0 }", "= -1 }"),
+        "switches.soft.off.kd_weight: got -1, expected at least 0",
+    ),
+    "default": (
+        ("default = 1.0", "default = -1.0"),
+        "params.kd_weight.default: got -1.0, expected at least 0",
+    ),
+    "no-default": (
+        ("default = true", "default = false"),
+        "profile 'local' needs exactly one default = true, got 0",
+    ),
     "arm-tasks": (ARM + 'tasks = ["toy-tusk"]\n', "arms.toy-kd.hot.tasks: 'toy-tusk' is not in [tasks]"),
     "switch-tasks": (SWITCH + 'tasks = ["toy-tusk"]\n', "switches.soft.tasks: 'toy-tusk' is not in [tasks]"),
-    "two-arms": (SWITCH + ARM.replace("hot", "without-soft"), "'toy-kd.without-soft' is the arm of switches.soft"),
-    "grid-empty": (ARM + "grid = { kd_weight = [] }\n", "grid.kd_weight: got [], expected one or more values"),
+    "two-arms": (
+        SWITCH + ARM.replace("hot", "without-soft"),
+        "'toy-kd.without-soft' is the arm of switches.soft",
+    ),
+    "grid-empty": (
+        ARM + "grid = { kd_weight = [] }\n",
+        "grid.kd_weight: got [], expected one or more values",
+    ),
     "grid-twice": (ARM + "grid = { kd_weight = [1.0, 1.0] }\n", "expected one or more values, all different"),
-    "grid-value": (ARM + "grid = { kd_weight = [1.0, -1.0] }\n", "grid.kd_weight: got -1.0, expected at least 0"),
+    "grid-value": (
+        ARM + "grid = { kd_weight = [1.0, -1.0] }\n",
+        "grid.kd_weight: got -1.0, expected at least 0",
+    ),
     "taken": (("kd_weight = {", "items = {"), "params.items: the name is taken by cfg.items()"),
 }
 
@@ -162,12 +201,27 @@ TASK_PROBLEMS = {
     "primary": (("primary = true", "primary = false"), "metrics: exactly one needs primary = true, got 0"),
     "stream": (('batch = "batch"', 'batch = "bach"'), "streams: setting 'bach' is not in [params]"),
     "split": (('split = "train"', 'split = "pool"'), "streams: split 'pool' is not in splits"),
-    "kd": (('kd = { method = "toy-kd" }', 'kd = "none"'), "kd: got 'none', expected {method = ...} or 'none: <why>'"),
+    "kd": (
+        ('kd = { method = "toy-kd" }', 'kd = "none"'),
+        "kd: got 'none', expected {method = ...} or 'none: <why>'",
+    ),
     "teacher-file": (("set = { steps = 30 }", 'file = "t.safetensors"'), "needs its sha256 and the command"),
-    "teacher-set": (("set = { steps = 30 }", "set = { stps = 30 }"), "unknown setting 'stps'. Did you mean steps"),
-    "teacher-value": (("set = { steps = 30 }", "set = { steps = 0 }"), "teacher.set.steps: got 0, expected at least 1"),
-    "follow": (("set = { steps = 30 }", 'follow = { steps = "stepz" }'), "unknown setting 'stepz'. Did you mean steps"),
-    "choice": (('default = "cosine"', 'default = "sine"'), "params.schedule.default: got 'sine', expected one of"),
+    "teacher-set": (
+        ("set = { steps = 30 }", "set = { stps = 30 }"),
+        "unknown setting 'stps'. Did you mean steps",
+    ),
+    "teacher-value": (
+        ("set = { steps = 30 }", "set = { steps = 0 }"),
+        "teacher.set.steps: got 0, expected at least 1",
+    ),
+    "follow": (
+        ("set = { steps = 30 }", 'follow = { steps = "stepz" }'),
+        "unknown setting 'stepz'. Did you mean steps",
+    ),
+    "choice": (
+        ('default = "cosine"', 'default = "sine"'),
+        "params.schedule.default: got 'sine', expected one of",
+    ),
 }
 
 

@@ -80,7 +80,9 @@ def test_the_public_surface_is_frozen(plugged: Any) -> None:
     found = {"kdzoo": parameters(group, context)}
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        found[name] = parameters(command, command.make_context(name, [], parent=context, resilient_parsing=True))
+        found[name] = parameters(
+            command, command.make_context(name, [], parent=context, resilient_parsing=True)
+        )
     assert found == SURFACE
 
 
@@ -110,7 +112,16 @@ HEAVY = ("torch", "numpy", "scipy", "accelerate", "timm", "torchvision", "safete
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["list"], ["list", "--json"], ["show", "rkd"], ["plugins"], ["version"], ["bench", "--help"], ["bench", "x"]],
+    [
+        ["--help"],
+        ["list"],
+        ["list", "--json"],
+        ["show", "rkd"],
+        ["plugins"],
+        ["version"],
+        ["bench", "--help"],
+        ["bench", "x"],
+    ],
 )
 def test_starts_without_heavy_imports(words: list[str], tmp_path: Path) -> None:
     """With all plugins installed. One import at the top of one file makes every command slow."""
@@ -147,7 +158,9 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     code = "import sys, kdzoo.cli; sys.argv = ['kdzoo', 'show', 'rkd', '--json']; kdzoo.cli.main()"
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, env=env
+    )
     os.close(write)
     assert done.stderr == ""
     assert done.returncode in (1, 141)
@@ -238,7 +251,13 @@ def test_show_a_method(toy: None, kdzoo: Any) -> None:
     assert lines[0] == "toy-kd: Toy distillation"
     assert lines[1].startswith("fidelity: paper")
     text = "\n".join(lines)
-    for part in ("Settings", "kd_weight = 1.0", "toy-kd.without-soft", "Claims, decided before the run", "kdzoo bench toy-kd"):
+    for part in (
+        "Settings",
+        "kd_weight = 1.0",
+        "toy-kd.without-soft",
+        "Claims, decided before the run",
+        "kdzoo bench toy-kd",
+    ):
         assert part in text
     card = json.loads(kdzoo("show", "toy-kd", "--json").out)
     assert card["slug"] == "toy-kd"
@@ -248,7 +267,12 @@ def test_show_a_method(toy: None, kdzoo: Any) -> None:
 def test_show_a_task(toy: None, kdzoo: Any) -> None:
     """Source, licence and what is simulated are part of a task."""
     text = kdzoo("show", "toy-task").out
-    for part in ("toy-task: A toy", "licence: none needed", "simulated: nothing", "accuracy (higher is better, primary)"):
+    for part in (
+        "toy-task: A toy",
+        "licence: none needed",
+        "simulated: nothing",
+        "accuracy (higher is better, primary)",
+    ):
         assert part in text
     assert json.loads(kdzoo("show", "toy-task", "--json").out)["params"]["steps"]["default"] == 10
 
@@ -389,7 +413,11 @@ def complete(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     ],
 )
 def test_completion(
-    toy: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, expected: list[str]
+    toy: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    expected: list[str],
 ) -> None:
     """Names come from the cards, for the method that is on the line."""
     assert complete(line, monkeypatch, capsys) == expected
@@ -409,6 +437,8 @@ def test_show_completion(tmp_path: Path) -> None:
     """The script for the shell that is named, and completion through it without torch."""
     env = {**os.environ, "KDZOO_HOME": str(tmp_path)}
     program = str(Path(sys.executable).with_name("kdzoo"))
-    done = subprocess.run([program, "--show-completion", "bash"], capture_output=True, text=True, env=env, timeout=60)
+    done = subprocess.run(
+        [program, "--show-completion", "bash"], capture_output=True, text=True, env=env, timeout=60
+    )
     assert done.returncode == 0
     assert "complete -o default -F _kdzoo_completion kdzoo" in done.stdout

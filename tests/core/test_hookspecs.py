@@ -15,9 +15,7 @@ from kdzoo import hookspecs, plugins
 from kdzoo.hookspecs import hookimpl
 
 ROOT = Path(__file__).parents[2]
-HOOKS = [
-    name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")
-]
+HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
 ORDER = ["extension", "method", "task", "core"]
 """Who is asked first, second, ... in a running stage."""
 
@@ -29,7 +27,9 @@ def module(name: str, **functions: Any) -> ModuleType:
     return made
 
 
-def manager(hook: str, answers: dict[str, Any], calls: list[str], arguments: str = "run") -> pluggy.PluginManager:
+def manager(
+    hook: str, answers: dict[str, Any], calls: list[str], arguments: str = "run"
+) -> pluggy.PluginManager:
     """A stage's manager whose four plugins note that they were asked and give these answers."""
 
     def implementation(who: str) -> Any:
@@ -97,7 +97,9 @@ def test_the_documented_example_registers(hook: str) -> None:
     """An example with a wrong argument or without its mark would fail in its reader's hands."""
     docs = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
     section = docs.split(f"\n## {hook}\n")[1].split("\n## ")[0]
-    examples = [code for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL) if "@hookimpl" in code]
+    examples = [
+        code for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL) if "@hookimpl" in code
+    ]
     for code in examples:
         made = module("example", hookimpl=hookimpl)
         exec(code, vars(made))
@@ -115,13 +117,13 @@ def test_hook_cards(plugged: Any, write_cards: Any) -> None:
         from pathlib import Path
         @hookimpl
         def cards():
-            return [Path({str(package / 'methods')!r})]
+            return [Path({str(package / "methods")!r})]
         """,
         two=f"""
         from pathlib import Path
         @hookimpl
         def cards():
-            return [Path({str(package / 'tasks')!r})]
+            return [Path({str(package / "tasks")!r})]
         """,
     )
     from kdzoo import catalog
@@ -209,7 +211,9 @@ def test_hook_teacher_signal() -> None:
         output = yield
         return output[::-1]
 
-    assert plugins.register(stage, module("control", teacher_signal=teacher_signal), "extension:control") is None
+    assert (
+        plugins.register(stage, module("control", teacher_signal=teacher_signal), "extension:control") is None
+    )
     assert stage.hook.teacher_signal(run=None, role="teacher", view="image") == [3, 2, 1]
     assert calls == ["task", "core"]
 

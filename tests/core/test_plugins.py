@@ -23,12 +23,21 @@ def fine() -> None:
 """
 
 BROKEN = {
-    "import": ("import no_such_package_at_all", ["import failed: ModuleNotFoundError", "no_such_package_at_all"]),
+    "import": (
+        "import no_such_package_at_all",
+        ["import failed: ModuleNotFoundError", "no_such_package_at_all"],
+    ),
     "syntax": ("def f(:", ["import failed: SyntaxError"]),
-    "raises": ("raise RuntimeError('first line\\nsecond line')", ["import failed: RuntimeError: first line second line"]),
+    "raises": (
+        "raise RuntimeError('first line\\nsecond line')",
+        ["import failed: RuntimeError: first line second line"],
+    ),
     "exits": ("import sys; sys.exit(3)", ["import failed: SystemExit: 3"]),
     "unknown": ("@hookimpl\ndef chekcs(): return {}", ["unknown hook 'chekcs'", "did you mean 'checks'?"]),
-    "argument": ("@hookimpl\ndef cards(folder): return []", ["hook 'cards'", "{'folder'}", "can not be found"]),
+    "argument": (
+        "@hookimpl\ndef cards(folder): return []",
+        ["hook 'cards'", "{'folder'}", "can not be found"],
+    ),
     "unmarked": (
         "@hookimpl\ndef checks(): return {}\ndef commands(): return {}",
         ["hook commands", "lacks @hookimpl", "never be called"],
@@ -37,8 +46,14 @@ BROKEN = {
     "crash": ("@hookimpl\ndef commands(): return {}[0]", ["hook commands: KeyError: 0"]),
     "none": ("@hookimpl\ndef commands(): pass", ["hook commands: returned None, expected dict"]),
     "list": ("@hookimpl\ndef commands(): return ['bench']", ["hook commands: returned list, expected dict"]),
-    "target": ("@hookimpl\ndef commands(): return {'x': 'module.function'}", ["hook commands", "'module:function'"]),
-    "twice": ("@hookimpl\ndef commands(): return {'bench': 'a:b'}", ["hook commands: 'bench' is core's already"]),
+    "target": (
+        "@hookimpl\ndef commands(): return {'x': 'module.function'}",
+        ["hook commands", "'module:function'"],
+    ),
+    "twice": (
+        "@hookimpl\ndef commands(): return {'bench': 'a:b'}",
+        ["hook commands: 'bench' is core's already"],
+    ),
 }
 
 
@@ -78,7 +93,9 @@ def test_a_command_that_cannot_be_loaded_says_why(plugged: Any, kdzoo: Any) -> N
     assert "BROKEN: cannot load 'no_such_module:run'" in " ".join(help_text.out.split())
     outcome = kdzoo("lost", "--any", "thing")
     assert outcome.code == 2
-    assert outcome.err.startswith("kdzoo: the command 'lost' cannot be used: cannot load 'no_such_module:run'")
+    assert outcome.err.startswith(
+        "kdzoo: the command 'lost' cannot be used: cannot load 'no_such_module:run'"
+    )
     assert "Traceback" not in outcome.err
     assert "absent" in kdzoo("absent").err
 
@@ -109,14 +126,21 @@ def test_kdzoo_plugins_empty_is_core_alone(plugged: Any, monkeypatch: pytest.Mon
     assert list(plugins.load().found) == ["core"]
 
 
-def test_kdzoo_plugins_with_an_unknown_name(plugged: Any, kdzoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kdzoo_plugins_with_an_unknown_name(
+    plugged: Any, kdzoo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A typing mistake would otherwise make methods vanish."""
     plugged(good=GOOD)
     monkeypatch.setenv("KDZOO_PLUGINS", "core,goood")
     outcome = kdzoo("list")
     assert outcome.code == 2
     assert outcome.err.count("kdzoo: ") == 1
-    for part in ("KDZOO_PLUGINS names goood", "installed: core, good", "Did you mean good?", "take the name out"):
+    for part in (
+        "KDZOO_PLUGINS names goood",
+        "installed: core, good",
+        "Did you mean good?",
+        "take the name out",
+    ):
         assert part in outcome.err
 
 
@@ -161,7 +185,9 @@ def test_check_pending_refuses_a_misspelt_hook_of_a_method() -> None:
 
     module = ModuleType("toy_method")
     vars(module)["loss_term"] = loss_term
-    with pytest.raises(KdzooError, match=r"method \(toy_method\) cannot be used: unknown hook 'loss_term'.*loss_terms"):
+    with pytest.raises(
+        KdzooError, match=r"method \(toy_method\) cannot be used: unknown hook 'loss_term'.*loss_terms"
+    ):
         plugins.run_manager([("method", module)])
 
 
@@ -201,11 +227,11 @@ def test_extensions(plugged: Any, kdzoo: Any) -> None:
         }
     )
     assert plugins.extension_versions(["good"]) == ("good==?",)
-    with pytest.raises(KdzooError, match="unknown extension 'god'. Did you mean good"):
+    with pytest.raises(KdzooError, match=r"unknown extension 'god'. Did you mean good"):
         plugins.extension_versions(["god"])
-    with pytest.raises(KdzooError, match="extension 'broken' .*import failed: ModuleNotFoundError"):
+    with pytest.raises(KdzooError, match=r"extension 'broken' .*import failed: ModuleNotFoundError"):
         plugins.extension_versions(["broken"])
-    with pytest.raises(KdzooError, match="extension 'wrong' .*unknown hook 'after_steps'.*after_step"):
+    with pytest.raises(KdzooError, match=r"extension 'wrong' .*unknown hook 'after_steps'.*after_step"):
         plugins.extension_versions(["wrong"])
     assert "extension good  (toy_plugin_good)  use: kdzoo bench SLUG --with good" in kdzoo("plugins").out
 

@@ -18,12 +18,17 @@ STEPS = 10
 
 def spec(arm: str, seed: int | None, stage: str) -> Any:
     made = Stage(stage, EVALUATE if stage == "evaluate" else FIT)
-    return SimpleNamespace(key=f"{arm}-{seed}-{stage}", arm=arm, seed=seed, stage=made, settings={"steps": STEPS})
+    return SimpleNamespace(
+        key=f"{arm}-{seed}-{stage}", arm=arm, seed=seed, stage=made, settings={"steps": STEPS}
+    )
 
 
 def plan() -> Any:
     """Two runs of two stages and a third one that shares the fit of the second."""
-    runs = {("student", seed): [spec("student", seed, "fit"), spec("student", seed, "evaluate")] for seed in (0, 1)}
+    runs = {
+        ("student", seed): [spec("student", seed, "fit"), spec("student", seed, "evaluate")]
+        for seed in (0, 1)
+    }
     runs[("fine", 1)] = [runs[("student", 1)][0], spec("fine", 1, "evaluate")]
     specs = {one.key: one for stages in runs.values() for one in stages}
     named = SimpleNamespace(slug="toy-kd")
@@ -99,9 +104,14 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.event("done", first, {"reused": False, "seconds": 1.0})
         progress.event("done", shown, {"reused": False, "seconds": 1.0})
         assert list(rows(progress)) == ["toy-kd"]
-        assert (rows(progress)["toy-kd"].completed, rows(progress)["toy-kd"].fields["count"]) == (10, "1/3 runs")
+        assert (rows(progress)["toy-kd"].completed, rows(progress)["toy-kd"].fields["count"]) == (
+            10,
+            "1/3 runs",
+        )
         progress.event("done", second, {"reused": True, "seconds": 1.0})
-        assert rows(progress)["toy-kd"].total == STEPS  # steps that are not taken leave the estimate of what is left
+        assert (
+            rows(progress)["toy-kd"].total == STEPS
+        )  # steps that are not taken leave the estimate of what is left
         for one in rest:
             progress.event("done", one, {"reused": False, "seconds": 1.0})
         assert rows(progress)["toy-kd"].fields["count"] == "3/3 runs"

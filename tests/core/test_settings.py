@@ -18,7 +18,9 @@ VALUES = {"lr": 0.1, "steps": 10, "eval.bins": 15, "eval.beam": 4}
 
 @pytest.fixture
 def toy(write_cards: Any) -> tuple[TaskCard, MethodCard]:
-    package: Path = write_cards(method=("default = true", "default = true\nset = { lr = 0.2, kd_weight = 2.0 }"))
+    package: Path = write_cards(
+        method=("default = true", "default = true\nset = { lr = 0.2, kd_weight = 2.0 }")
+    )
     task = cards.read(package / "tasks" / "toy-task.toml", TaskCard)
     return task, cards.read(package / "methods" / "toy-kd.toml", MethodCard)
 
@@ -57,8 +59,14 @@ def test_both_ways_of_reading_agree() -> None:
 def test_a_setting_that_is_not_in_reads_raises() -> None:
     """A value that is read but not in the key would let two different results share one artefact."""
     cfg = Settings(VALUES, ("*", "!eval.*"), "fit")
-    for read in (lambda: cfg["eval.bins"], lambda: getattr(cfg, "eval.bins"), lambda: cfg.get("eval.bins", 1)):
-        with pytest.raises(KdzooError, match=r"stage 'fit' reads the setting 'eval.bins'.*Add the name to the stage's"):
+    for read in (
+        lambda: cfg["eval.bins"],
+        lambda: getattr(cfg, "eval.bins"),
+        lambda: cfg.get("eval.bins", 1),
+    ):
+        with pytest.raises(
+            KdzooError, match=r"stage 'fit' reads the setting 'eval.bins'.*Add the name to the stage's"
+        ):
             read()
     assert "eval.bins" not in cfg
     assert list(cfg) == ["lr", "steps"]
@@ -120,7 +128,9 @@ def test_an_arm_may_only_set_what_exists(toy: tuple[TaskCard, MethodCard]) -> No
     task, method = toy
     with pytest.raises(KdzooError, match=r"unknown setting 'kd_wait'\. Did you mean kd_weight"):
         resolve(task, method, {}, {"kd_wait": 0})
-    with pytest.raises(KdzooError, match="setting 'kd_weight': got -1, expected at least 0. weight of the term"):
+    with pytest.raises(
+        KdzooError, match=r"setting 'kd_weight': got -1, expected at least 0. weight of the term"
+    ):
         resolve(task, method, {}, {"kd_weight": -1})
 
 
@@ -143,7 +153,9 @@ def test_an_arm_may_only_set_what_exists(toy: tuple[TaskCard, MethodCard]) -> No
         ("eval.bins=20", 20),
     ],
 )
-def test_text_becomes_the_kind_of_the_default(toy: tuple[TaskCard, MethodCard], text: str, expected: Any) -> None:
+def test_text_becomes_the_kind_of_the_default(
+    toy: tuple[TaskCard, MethodCard], text: str, expected: Any
+) -> None:
     """The card's default says what a setting is; nobody declares types a second time."""
     (value,) = parse_assignments([text], toy[0].params).values()
     assert value == expected
@@ -152,8 +164,15 @@ def test_text_becomes_the_kind_of_the_default(toy: tuple[TaskCard, MethodCard], 
 
 def test_lists_of_other_kinds() -> None:
     """bool("false") is true: the parts of a list are read like single values."""
-    params = {"flags": Param(default=[True], text=""), "sizes": Param(default=[1], text=""), "any": Param(default=None, text="")}
-    assert parse_assignments(["flags=false,true", "sizes=3,4"], params) == {"flags": [False, True], "sizes": [3, 4]}
+    params = {
+        "flags": Param(default=[True], text=""),
+        "sizes": Param(default=[1], text=""),
+        "any": Param(default=None, text=""),
+    }
+    assert parse_assignments(["flags=false,true", "sizes=3,4"], params) == {
+        "flags": [False, True],
+        "sizes": [3, 4],
+    }
     assert parse_assignments(["any=none"], params) == {"any": None}
     assert parse_assignments(["any=a=b"], params) == {"any": "a=b"}
 
@@ -187,5 +206,5 @@ def test_what_cannot_be_a_value(toy: tuple[TaskCard, MethodCard], text: str, par
 
 def test_one_setting_twice(toy: tuple[TaskCard, MethodCard]) -> None:
     """Which of the two the user meant cannot be known."""
-    with pytest.raises(KdzooError, match="--set lr is given twice, 0.1 and '0.2'"):
+    with pytest.raises(KdzooError, match=r"--set lr is given twice, 0.1 and '0.2'"):
         parse_assignments(["lr=0.1", "lr=0.2"], toy[0].params)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ METHOD, TASK = "hinton-kd", "fashion-few-labels"
 
 def left_in(home: Path) -> list[str]:
     """Files in the home folder, the cache of parsed cards apart."""
-    return sorted(p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file() and p.name != "cards.msgpack")
+    return sorted(
+        p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file() and p.name != "cards.msgpack"
+    )
 
 
 @pytest.fixture
@@ -69,7 +70,9 @@ def test_wrong_type_of_a_setting(refused: Any) -> None:
 
 def test_setting_out_of_range(refused: Any) -> None:
     message = refused("bench", METHOD, "--set", "temperature=0")
-    says(message, "--set temperature=0", "got 0.0", "expected at least 0.001", "temperature of both softmaxes")
+    says(
+        message, "--set temperature=0", "got 0.0", "expected at least 0.001", "temperature of both softmaxes"
+    )
 
 
 def test_setting_that_is_no_choice(refused: Any) -> None:
@@ -93,7 +96,9 @@ def test_missing_plugin(refused: Any, plugged: Any, monkeypatch: pytest.MonkeyPa
     says(message, "KDZOO_PLUGINS names nope", "not installed", "pip install", "take the name out")
 
 
-def test_method_of_a_plugin_that_is_left_out(refused: Any, plugged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_method_of_a_plugin_that_is_left_out(
+    refused: Any, plugged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugged()
     monkeypatch.setenv("KDZOO_PLUGINS", "core")
     says(refused("bench", METHOD), f"unknown method '{METHOD}'", "'kdzoo list'")
@@ -125,7 +130,12 @@ def test_unknown_profile(refused: Any) -> None:
 
 @pytest.mark.parametrize("seeds", ["0", "-1", "100000", "many"])
 def test_impossible_seeds(refused: Any, seeds: str) -> None:
-    says(refused("bench", METHOD, f"--seeds={seeds}"), f"--seeds got {seeds!r}", "at least 1, at most 1000", "claim")
+    says(
+        refused("bench", METHOD, f"--seeds={seeds}"),
+        f"--seeds got {seeds!r}",
+        "at least 1, at most 1000",
+        "claim",
+    )
 
 
 def test_impossible_jobs(refused: Any) -> None:
@@ -183,7 +193,12 @@ def test_home_that_is_a_file(refused: Any, tmp_path: Path, monkeypatch: pytest.M
     file = tmp_path / "file"
     file.write_text("mine")
     monkeypatch.setenv("KDZOO_HOME", str(file))
-    says(refused("bench", METHOD, "--smoke", "--jobs", "0"), str(file), "is a file", "set KDZOO_HOME to a folder")
+    says(
+        refused("bench", METHOD, "--smoke", "--jobs", "0"),
+        str(file),
+        "is a file",
+        "set KDZOO_HOME to a folder",
+    )
     assert file.read_text() == "mine"
 
 
@@ -221,9 +236,7 @@ def evaluate(run, split):
 """
 
 
-def install_with_teacher(
-    write_cards: Any, plugged: Any, monkeypatch: pytest.MonkeyPatch, stored: bytes, found: bytes | None
-) -> None:
+def install_with_teacher(write_cards: Any, plugged: Any, stored: bytes, found: bytes | None) -> None:
     """The toy task with a shipped teacher: the card knows `stored`, the package holds `found`."""
     sha256 = hashlib.sha256(stored).hexdigest()
     shipped = f'file = "teacher.safetensors"\nsha256 = "{sha256}"\ncommand = "python tools/train_teacher.py"'
@@ -231,9 +244,6 @@ def install_with_teacher(
     (package / "tasks" / "toy_task.py").write_text(TOY)
     if found is not None:
         (package / "tasks" / "teacher.safetensors").write_bytes(found)
-    monkeypatch.syspath_prepend(str(package.parent))
-    for name in [name for name in sys.modules if name.startswith("toy_cards")]:
-        monkeypatch.delitem(sys.modules, name)
     plugged(
         toy=f"from pathlib import Path\n@hookimpl\ndef cards():\n"
         f"    return [Path({str(package)!r}) / 'methods', Path({str(package)!r}) / 'tasks']"
@@ -247,11 +257,9 @@ def weights(size: int) -> bytes:
     return save({"weight": torch.ones(2, size), "bias": torch.zeros(2)})
 
 
-def test_a_whole_teacher_trains(
-    write_cards: Any, plugged: Any, monkeypatch: pytest.MonkeyPatch, kdzoo: Any, home: Path
-) -> None:
+def test_a_whole_teacher_trains(write_cards: Any, plugged: Any, kdzoo: Any, home: Path) -> None:
     """The tests below fail for the teacher's sake alone; and --json is alone on stdout."""
-    install_with_teacher(write_cards, plugged, monkeypatch, weights(1), weights(1))
+    install_with_teacher(write_cards, plugged, weights(1), weights(1))
     outcome = kdzoo("bench", "toy-kd", "--smoke", "--jobs", "0", "--json", "--device", "cpu")
     assert outcome.code == 0, outcome.err
     assert {run["status"] for run in json.loads(outcome.out)["runs"]} == {"done"}
@@ -270,7 +278,6 @@ def test_a_whole_teacher_trains(
 def test_corrupt_teacher_weights(
     write_cards: Any,
     plugged: Any,
-    monkeypatch: pytest.MonkeyPatch,
     kdzoo: Any,
     home: Path,
     stored: str,
@@ -278,8 +285,13 @@ def test_corrupt_teacher_weights(
     parts: list[str],
 ) -> None:
     """Every arm needs the teacher, so nothing can be compared: the reason is printed once, not once a run."""
-    contents = {"whole": weights(1), "damaged": weights(1)[:-3] + b"abc", "other": weights(5), "noise": b"no weights"}
-    install_with_teacher(write_cards, plugged, monkeypatch, contents[stored], contents[found] if found else None)
+    contents = {
+        "whole": weights(1),
+        "damaged": weights(1)[:-3] + b"abc",
+        "other": weights(5),
+        "noise": b"no weights",
+    }
+    install_with_teacher(write_cards, plugged, contents[stored], contents[found] if found else None)
     outcome = kdzoo("bench", "toy-kd", "--smoke", "--jobs", "0", "--device", "cpu")
     assert outcome.code == 2, outcome.err
     assert outcome.out == ""

@@ -69,7 +69,7 @@ def tool() -> Iterator[Any]:
 
 
 def test_generated_documents_are_fresh():
-    """Would catch a card, hook or record that was changed without `make docs`."""
+    """Would catch a card or record that was changed without `make docs`."""
     command = [sys.executable, str(ROOT / "tools/make_docs.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

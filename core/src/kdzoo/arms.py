@@ -137,7 +137,7 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
         stages.append(fit_stage("teacher", set={**task.teacher.set, **followed}, seeded=False, roles=learner))
     if arm.name == "teacher":
         shipped = (Role("teacher", "frozen", "task"),)
-        needs = ("teacher",) if teacher_trained else ()
+        needs: tuple[str, ...] = ("teacher",) if teacher_trained else ()
         return [*stages, Stage("evaluate", "kdzoo.evaluate:evaluate_stage", needs, ("*",), roles=shipped)]
     module = cards.module(arm.method) if arm.method else None
     if module is not None and hasattr(module, "plan"):

@@ -7,6 +7,7 @@ them changed, are read anew. The cache only saves time: where it cannot be read 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,8 @@ class CardCache:
         for table in (self.stored.methods, self.stored.tasks):
             for path in [path for path in table if not Path(path).exists()]:
                 del table[path]
-        try:
+        with suppress(OSError, KdzooError):  # a cache that cannot be written costs time, no more
             write_atomic(self.file, msgspec.msgpack.encode(self.stored))
-        except (OSError, KdzooError):
-            pass  # a cache that cannot be written costs time, no more
 
 
 def open_cache() -> CardCache:

@@ -37,7 +37,9 @@ def method_problems(card: MethodCard) -> list[str]:
             problems.append(f"roles.{name}: a frozen role needs a source (task, or stage:NAME)")
         kind, _, rest = role.source.partition(":")
         if role.source not in ("init", "task") and not (kind in ("init", "stage") and rest):
-            problems.append(f"roles.{name}: source {role.source!r}, expected init, init:ROLE, task or stage:NAME[/ROLE]")
+            problems.append(
+                f"roles.{name}: source {role.source!r}, expected init, init:ROLE, task or stage:NAME[/ROLE]"
+            )
     for name in card.ships:
         if name not in card.roles:
             problems.append(f"ships: {name!r} is not in [roles]")
@@ -46,11 +48,15 @@ def method_problems(card: MethodCard) -> list[str]:
             problems.append(f"{where}.tasks: {lost[0]!r} is not in [tasks], so the arm would never exist")
     for name in card.switches:
         if f"{card.slug}.without-{name}" in card.arms:
-            problems.append(f"arms: '{card.slug}.without-{name}' is the arm of switches.{name}; rename one of them")
+            problems.append(
+                f"arms: '{card.slug}.without-{name}' is the arm of switches.{name}; rename one of them"
+            )
     for name, arm in card.arms.items():
         for key, values in arm.grid.items():
             if not values or len(set(map(repr, values))) < len(values):
-                problems.append(f"arms.{name}.grid.{key}: got {values}, expected one or more values, all different")
+                problems.append(
+                    f"arms.{name}.grid.{key}: got {values}, expected one or more values, all different"
+                )
             for value in values:
                 problems += _setting_problems(f"arms.{name}.grid", {key: value}, card.params)
     tables: dict[str, dict[str, Any]] = {f"arms.{n}.set": a.set for n, a in card.arms.items()}
@@ -73,7 +79,11 @@ def method_problems(card: MethodCard) -> list[str]:
 def _name_problems(params: dict[str, Param]) -> list[str]:
     """``cfg.items`` would be the method of a mapping, never the setting: such names cannot be read."""
     taken = ("get", "items", "keys", "values")
-    return [f"params.{name}: the name is taken by cfg.{name}(); rename the setting" for name in taken if name in params]
+    return [
+        f"params.{name}: the name is taken by cfg.{name}(); rename the setting"
+        for name in taken
+        if name in params
+    ]
 
 
 def _task_lists(card: MethodCard) -> list[tuple[str, list[str]]]:

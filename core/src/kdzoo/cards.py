@@ -8,7 +8,6 @@ An unknown key is an error that names the nearest known key; a wrong type names 
 from __future__ import annotations
 
 import math
-import tomllib
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,7 @@ class _Card(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Base of every table in a card: an unknown key is an error."""
 
 
-class Param(_Card, kw_only=True):
+class Param(_Card, kw_only=True, frozen=True):
     """One setting: its default here, the paper's value, its unit and its bounds (inclusive)."""
 
     default: Value
@@ -42,7 +41,7 @@ class Param(_Card, kw_only=True):
     high: float | None = None
 
 
-class Paper(_Card, kw_only=True):
+class Paper(_Card, kw_only=True, frozen=True):
     """Where the method was published, and the authors' code (repository@commit where it was read)."""
 
     title: str
@@ -52,14 +51,14 @@ class Paper(_Card, kw_only=True):
     code: str = ""
 
 
-class Component(_Card, kw_only=True):
+class Component(_Card, kw_only=True, frozen=True):
     """One part of the method; `source` says how it is known: code, paper, memory, ours."""
 
     text: str
     source: str = "paper"
 
 
-class Switch(_Card, kw_only=True):
+class Switch(_Card, kw_only=True, frozen=True):
     """What turns a component off, and what that affects: the trained weights, the loss's value, or evaluation only."""
 
     off: dict[str, Value]
@@ -69,7 +68,7 @@ class Switch(_Card, kw_only=True):
     tasks: list[str] = []
 
 
-class ArmCard(_Card, kw_only=True):
+class ArmCard(_Card, kw_only=True, frozen=True):
     """A named training configuration; with `grid`, one arm a combination, named ``name[key=value]``."""
 
     text: str
@@ -83,7 +82,7 @@ class ArmCard(_Card, kw_only=True):
     tasks: list[str] = []
 
 
-class RoleCard(_Card, kw_only=True):
+class RoleCard(_Card, kw_only=True, frozen=True):
     """See `kdzoo.method.Role`."""
 
     kind: Literal["train", "frozen", "own"] = "train"
@@ -99,7 +98,7 @@ def _default_roles() -> dict[str, RoleCard]:
     return {"student": RoleCard(), "teacher": RoleCard(kind="frozen", source="task")}
 
 
-class Difference(_Card, kw_only=True):
+class Difference(_Card, kw_only=True, frozen=True):
     """Where paper, official code and ours part."""
 
     what: str
@@ -108,7 +107,7 @@ class Difference(_Card, kw_only=True):
     ours: str = ""
 
 
-class PaperResult(_Card, kw_only=True):
+class PaperResult(_Card, kw_only=True, frozen=True):
     """A number of the paper: another setting than ours, shown beside it."""
 
     setting: str
@@ -117,7 +116,7 @@ class PaperResult(_Card, kw_only=True):
     source: str
 
 
-class TaskUse(_Card, kw_only=True):
+class TaskUse(_Card, kw_only=True, frozen=True):
     """How a method is run on a task: the settings it changes there and what it costs.
 
     `set` is for the method's own arms; `bench` is for all arms of the method's bench, the student alone and the
@@ -135,7 +134,7 @@ class TaskUse(_Card, kw_only=True):
     text: str = ""
 
 
-class MethodCard(_Card, kw_only=True):
+class MethodCard(_Card, kw_only=True, frozen=True):
     """A method: one paper's way to distil."""
 
     slug: str
@@ -166,7 +165,7 @@ class MethodCard(_Card, kw_only=True):
     unknown: list[str] = []
 
 
-class DataSource(_Card, kw_only=True):
+class DataSource(_Card, kw_only=True, frozen=True):
     """A body of data: where it is from, under which licence, whether it ships in the package."""
 
     source: str
@@ -175,7 +174,7 @@ class DataSource(_Card, kw_only=True):
     ships: bool = False
 
 
-class MetricCard(_Card, kw_only=True):
+class MetricCard(_Card, kw_only=True, frozen=True):
     """A metric the task reports. Fractions, never percent."""
 
     better: Literal["higher", "lower"]
@@ -185,7 +184,7 @@ class MetricCard(_Card, kw_only=True):
     subsets: dict[str, str] = {}
 
 
-class Stream(_Card, kw_only=True):
+class Stream(_Card, kw_only=True, frozen=True):
     """One flow of training samples: `batch` and `per_group` name the settings that hold the sizes.
 
     With `per_group`, a batch is batch / per_group groups with per_group samples each.
@@ -196,7 +195,7 @@ class Stream(_Card, kw_only=True):
     per_group: str = ""
 
 
-class ShippedTeacher(_Card, kw_only=True):
+class ShippedTeacher(_Card, kw_only=True, frozen=True):
     """The task's teacher. With `file`, weights in the package, known by their hash, and the command that made them;
     without, the bench trains it once, with the settings of `set`, by the task's own loss. `follow` gives a setting
     of that stage the value of another one, so that ``--set`` reaches it: ``{ steps = "teacher_steps" }``."""
@@ -209,14 +208,14 @@ class ShippedTeacher(_Card, kw_only=True):
     follow: dict[str, str] = {}
 
 
-class Baseline(_Card, kw_only=True):
+class Baseline(_Card, kw_only=True, frozen=True):
     """The task's plain distillation baseline."""
 
     method: str
     set: dict[str, Value] = {}
 
 
-class TaskCard(_Card, kw_only=True):
+class TaskCard(_Card, kw_only=True, frozen=True):
     """A task: a problem to train on, shared by methods."""
 
     slug: str
@@ -244,10 +243,14 @@ Card = typing.TypeVar("Card", MethodCard, TaskCard)
 
 def read(path: Path, card_type: type[Card]) -> Card:
     """Read and check one card; every error names the file and the place in it."""
+    import tomllib  # not needed where all cards come from the cache
+
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise KdzooError(f"card {path.name} cannot be read: {error}. Put the TOML right at that place.") from error
+        raise KdzooError(
+            f"card {path.name} cannot be read: {error}. Put the TOML right at that place."
+        ) from error
     try:
         card = msgspec.convert(raw, card_type)
     except msgspec.ValidationError as error:
@@ -255,7 +258,9 @@ def read(path: Path, card_type: type[Card]) -> Card:
 
         raise KdzooError(f"card {path.name}: " + "; ".join(faults(raw, card_type) or [str(error)])) from error
     if card.slug != path.stem:
-        raise KdzooError(f"card {path.name}: slug is {card.slug!r}, expected {path.stem!r}, the name of the file")
+        raise KdzooError(
+            f"card {path.name}: slug is {card.slug!r}, expected {path.stem!r}, the name of the file"
+        )
     from kdzoo.card_checks import method_problems, task_problems
 
     if problems := method_problems(card) if isinstance(card, MethodCard) else task_problems(card):

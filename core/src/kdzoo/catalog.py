@@ -104,12 +104,16 @@ def collect(folders: Iterable[Path], read_card: Callable[[Path, Any], Any] = rea
     catalog = Catalog()
     for folder in folders:
         if folder.name not in ("tasks", "methods") or not folder.is_dir():
-            catalog.broken[str(folder)] = f"no folder of cards: {folder}; expected one called tasks or methods"
+            catalog.broken[str(folder)] = (
+                f"no folder of cards: {folder}; expected one called tasks or methods"
+            )
             continue
         for path in sorted(folder.glob("*.toml")):
             slug = path.stem
             if slug in catalog.paths:
-                catalog.broken[slug] = f"two cards have the slug {slug!r}, {catalog.paths[slug]} and {path}: rename one"
+                catalog.broken[slug] = (
+                    f"two cards have the slug {slug!r}, {catalog.paths[slug]} and {path}: rename one"
+                )
                 catalog.methods.pop(slug, None)
                 catalog.tasks.pop(slug, None)
                 continue
@@ -142,13 +146,19 @@ def _misfits(card: MethodCard, task: TaskCard, baseline: Mapping[str, Param]) ->
     What it sets for its whole bench may be a setting of the `baseline` too.
     """
     params = {**task.params, **card.params}
-    found = [f"it and task {task.slug!r} both define the setting {name!r}" for name in card.params if name in task.params]
+    found = [
+        f"it and task {task.slug!r} both define the setting {name!r}"
+        for name in card.params
+        if name in task.params
+    ]
     here = task.slug
     given = [(f"tasks.{here}.set", key, value) for key, value in card.tasks[here].set.items()]
     for name, arm in card.arms.items():
         if not arm.tasks or here in arm.tasks:
             given += [(f"arms.{name}.set", key, value) for key, value in arm.set.items()]
-            given += [(f"arms.{name}.grid", key, value) for key, values in arm.grid.items() for value in values]
+            given += [
+                (f"arms.{name}.grid", key, value) for key, values in arm.grid.items() for value in values
+            ]
     for name, switch in card.switches.items():
         if not switch.tasks or here in switch.tasks:
             given += [(f"switches.{name}.off", key, value) for key, value in switch.off.items()]

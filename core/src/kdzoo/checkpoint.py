@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +32,17 @@ def save(run: Run, optimizer: Optimizer | None) -> None:
     """Write the state after ``run.step`` whole steps, then drop the older one."""
     run.cost.seconds += run.seconds()
     run.restart_clock()
+    kept = {name: thing.state_dict() for name, thing in run.kept.items()}
     state = {
         "step": run.step,
         "models": {name: run.models[name].state_dict() for name, role in run.roles.items() if role.kind != "frozen"},
         "optimizer": optimizer.state_dict() if optimizer is not None else None,
-        "kept": {name: thing.state_dict() for name, thing in run.kept.items()},
+        "kept": kept,
         "books": run.books(),
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
+    if run.kept and not run.saving_seconds:  # once: better at the first checkpoint than when it is needed
+        _check_kept(run, kept)
+    content = _packed(state)
     name = f"checkpoint-{run.step}.pt"
     digest = write_atomic(run.folder / name, content)
     write_atomic(run.folder / POINTER, dump_json({"file": name, "sha256": digest, "saved_at": time.time()}))
@@ -48,6 +50,24 @@ def save(run: Run, optimizer: Optimizer | None) -> None:
         for old in run.folder.glob("checkpoint-*.pt"):
             if old.name != name:
                 old.unlink(missing_ok=True)
+
+
+def _packed(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _check_kept(run: Run, kept: dict[str, Any]) -> None:
+    """What a method keeps must be of types that can be read back without running code."""
+    for name, values in kept.items():
+        try:
+            torch.load(io.BytesIO(_packed(values)), weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise TypeError(
+                f"run.keep({name!r}) in arm {run.arm!r}: its state_dict() got types other than tensors, numbers, "
+                f"strings and containers of them, so a checkpoint could not be read back: {str(error).splitlines()[-1]}"
+            ) from error
 
 
 def load(folder: Path) -> dict[str, Any] | None:
@@ -65,11 +85,12 @@ def load(folder: Path) -> dict[str, Any] | None:
                 f"{said['sha256'][:16]}...; going on from it would give other results. Start this stage again with "
                 "--no-resume."
             )
-    except (OSError, KeyError, ValueError) as error:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (OSError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise KdzooError(
-            f"the checkpoint in {folder} cannot be read ({error}). Start this stage again with --no-resume."
+            f"the checkpoint in {folder} cannot be read ({why}). Start this stage again with --no-resume."
         ) from error
-    state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     return state
 
 

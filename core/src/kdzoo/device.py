@@ -12,6 +12,7 @@ from torch import nn
 
 from kdzoo.errors import KdzooError
 
+_NOTHING = nullcontext()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -31,7 +32,7 @@ class Device:
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 needs no loss scaling; float32 needs no context."""
         if self.dtype == "float32":
-            return nullcontext()
+            return _NOTHING
         return torch.autocast(self.torch.type, dtype=DTYPES[self.dtype])
 
     def wrap(self, module: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -240,10 +240,8 @@ class _Planner:
 
 def _reset_peak_memory() -> None:
     """Let VmHWM start anew (Linux); elsewhere the peak is the process's."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak_memory() -> int:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,12 +60,13 @@ def fit(run: Run) -> bool:
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     accumulate, ranks = int(run.cfg.get("accumulate", 1)), run.device_info.ranks
     clip = float(run.cfg.get("clip", 0.0)) or math.inf
+    autocast, nothing = run.device_info.autocast(), nullcontext()
     done = 0
     for batch in run.loader():
         done += 1
         last = done % accumulate == 0
-        with nullcontext() if last or ranks == 1 else step_module.no_sync():
-            with run.device_info.autocast():
+        with nothing if last or ranks == 1 else step_module.no_sync():
+            with autocast:
                 loss = step_module(batch)
             # DDP averages gradients over ranks; the norm already covers all of them.
             (loss * ranks if ranks > 1 else loss).backward()
@@ -73,7 +75,7 @@ def fit(run: Run) -> bool:
         grad_norm = nn.utils.clip_grad_norm_(trained, clip) if clip < math.inf else None
         optimizer.step()
         optimizer.zero_grad()
-        if run.stepped(batch, grad_norm):
+        if stepped(run, batch, grad_norm):  # what run.stepped calls
             break
     return True
 
@@ -191,6 +193,7 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
         optimizer.load_state_dict(run.restored["optimizer"])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(cfg, run.step, run.steps)
+    run.rate = partial(learning_rate, dict(cfg), steps=run.steps)
     return optimizer
 
 
@@ -250,7 +253,7 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
         run.reported_at = now
         run.report({"step": run.step, "steps": run.steps, "metric": run.last_validation})
     if run.current_optimizer is not None:
-        lr = learning_rate(run.cfg, run.step, run.steps)
+        lr = run.rate(run.step)
         for group in run.current_optimizer.param_groups:
             group["lr"] = lr
     return done

@@ -41,7 +41,7 @@ class Order:
         if not len(data):
             raise KdzooError(f"stream {name!r} is empty: there is nothing to train on. Check the task's data settings.")
         self.data, self.seed, self.name, self.batch, self.per_group = data, seed, name, batch, per_group
-        self.words = id_words(data.ids)
+        self.words, self._size = id_words(data.ids), len(data)
         self._epoch = lru_cache(maxsize=2)(self._drawn)
         if per_group:
             if data.groups is None:
@@ -68,7 +68,11 @@ class Order:
     def rows(self, step: int) -> tuple[Tensor, Tensor]:
         """Rows of the batch of a step and the seed of each drawn sample: (batch,) int64 each."""
         if not self.per_group:
-            rows, seeds = _window(self._epoch, len(self.data), step * self.batch, self.batch)
+            epoch, start = divmod(step * self.batch, self._size)
+            if (end := start + self.batch) <= self._size:
+                rows, seeds = self._epoch(epoch)
+                return rows[start:end], seeds[start:end]
+            rows, seeds = _window(self._epoch, self._size, step * self.batch, self.batch)
             return rows, seeds
         groups_a_batch = self.batch // self.per_group
         (groups,) = _window(self._group_epoch, len(self._members), step * groups_a_batch, groups_a_batch)

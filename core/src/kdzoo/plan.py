@@ -71,7 +71,8 @@ def choose_task(card: MethodCard, cards: catalog.Catalog, request: Request) -> T
     uses = {name: use for name, use in card.tasks.items() if use.profile == request.profile}
     if not uses:
         raise KdzooError(
-            f"{card.slug} has no profile {request.profile!r}; it has {', '.join({u.profile for u in card.tasks.values()})}"
+            f"{card.slug} has no profile {request.profile!r}, so there is nothing to train on; it has "
+            f"{', '.join(sorted({use.profile for use in card.tasks.values()}))}. Choose one of these, or name a --task."
         )
     return cards.task(next(name for name, use in uses.items() if use.default))
 
@@ -131,9 +132,17 @@ def directions(task: TaskCard) -> dict[str, Better]:
 
 
 def claims_on(card: MethodCard, task: TaskCard) -> list[Claim]:
-    """The claims of a method that speak of this task's metrics."""
+    """The claims of a method that speak of this task: of its metrics, and of no arm that only other tasks have."""
     known = directions(task)
-    return [claim for claim in card.claims if all(name.name in known for name in metric_names(claim))]
+    bound = {f"{card.slug}.without-{name}": switch.tasks for name, switch in card.switches.items()}
+    bound |= {name: arm.tasks for name, arm in card.arms.items()}
+    absent = {name for name, tasks in bound.items() if tasks and task.slug not in tasks}
+    return [
+        claim
+        for claim in card.claims
+        if all(name.name in known for name in metric_names(claim))
+        and not any(arm.partition("[")[0] in absent for arm in claim.arms)
+    ]
 
 
 def _smoke() -> dict[str, Any]:

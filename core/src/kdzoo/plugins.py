@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -112,7 +112,7 @@ def new_manager() -> pluggy.PluginManager:
     return manager
 
 
-def _trace(name: str, implementations: list[pluggy.HookImpl], arguments: dict[str, Any]) -> None:
+def _trace(name: str, implementations: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]) -> None:
     given = {key: value for key, value in arguments.items() if isinstance(value, str | int | float)}
     said = ", ".join(f"{key}={value!r}" for key, value in given.items())
     who = ", ".join(implementation.plugin_name for implementation in reversed(implementations))
@@ -136,7 +136,9 @@ def register(manager: pluggy.PluginManager, module: Any, name: str) -> str | Non
 
 def _specs() -> list[str]:
     """The names of the ten hooks, in the order of their file."""
-    return [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")]
+    return [
+        name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")
+    ]
 
 
 def _unknown_hook(module: Any) -> str | None:
@@ -146,7 +148,9 @@ def _unknown_hook(module: Any) -> str | None:
         options = getattr(getattr(module, name), mark, None)
         if options and name not in known and not options.get("optionalhook"):
             near = did_you_mean(name, known, n=1)
-            return f"unknown hook {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+            return f"unknown hook {name!r}; " + (
+                f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            )
     return None
 
 
@@ -171,13 +175,17 @@ def load() -> Plugins:
     """
     manager, wanted = new_manager(), _wanted()
     found: dict[str, Plugin] = {}
-    entry_points = sorted(metadata.entry_points(group=GROUP), key=lambda entry: (entry.name != "core", entry.name))
+    entry_points = sorted(
+        metadata.entry_points(group=GROUP), key=lambda entry: (entry.name != "core", entry.name)
+    )
     for entry in entry_points:
         if wanted is not None and entry.name not in wanted:
             continue
         plugin = Plugin(entry.name, entry.value, entry.dist)
         if entry.name in found:
-            found[entry.name].fail(f"{plugin.distribution} brings a plugin of the same name ({entry.value}); left out")
+            found[entry.name].fail(
+                f"{plugin.distribution} brings a plugin of the same name ({entry.value}); left out"
+            )
             continue
         found[entry.name] = plugin
         try:
@@ -209,7 +217,9 @@ def resolve(target: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise KdzooError(f"cannot load {target!r}: {error}. Reinstall the distribution that names it.") from error
+        raise KdzooError(
+            f"cannot load {target!r}: {error}. Reinstall the distribution that names it."
+        ) from error
 
 
 def extensions() -> dict[str, metadata.EntryPoint]:
@@ -230,7 +240,10 @@ def extension_versions(names: Iterable[str]) -> tuple[str, ...]:
         target, distribution = known[name].value, known[name].dist
         try:
             module = known[name].load()
-        except (Exception, SystemExit) as error:  # an extension may fail in any way at import; the user named it, so it is told
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # an extension may fail in any way at import; the user named it, so it is told
             raise KdzooError(
                 f"extension {name!r} ({target}): import failed: {type(error).__name__}: {error}. "
                 "Reinstall it, or run without --with."

@@ -31,11 +31,20 @@ def mix(*parts: int | str | None) -> int:
     state = 0
     for part in parts:
         value = word(part) if isinstance(part, str) else (-1 if part is None else part)
-        state = (state + _GOLDEN + (value & _MASK)) & _MASK
-        state = ((state ^ (state >> 30)) * _MULTIPLY_1) & _MASK
-        state = ((state ^ (state >> 27)) * _MULTIPLY_2) & _MASK
-        state ^= state >> 31
+        state = _round(state, value)
     return state >> 1  # torch takes a signed 64-bit seed
+
+
+def extend(seed: int, part: int) -> int:
+    """One 63-bit seed out of a seed and one more number: what a training step can afford."""
+    return _round(seed, part) >> 1
+
+
+def _round(state: int, value: int) -> int:
+    state = (state + _GOLDEN + value) & _MASK
+    state = ((state ^ (state >> 30)) * _MULTIPLY_1) & _MASK
+    state = ((state ^ (state >> 27)) * _MULTIPLY_2) & _MASK
+    return state ^ (state >> 31)
 
 
 def id_words(ids: Sequence[str]) -> Tensor:

@@ -72,7 +72,9 @@ class Settings(Mapping[str, Any]):
                 f"stage {self._stage!r} reads the setting {name!r} but declares reads = {list(self._reads)}: its "
                 "result would depend on a value that is not in its key. Add the name to the stage's reads."
             )
-        return unknown("setting", name, self._values, "Settings are defined in [params] of the task or method card.")
+        return unknown(
+            "setting", name, self._values, "Settings are defined in [params] of the task or method card."
+        )
 
 
 def restrict(values: Mapping[str, Any], reads: Iterable[str]) -> dict[str, Any]:
@@ -126,7 +128,9 @@ def parse_assignments(assignments: Iterable[str], params: Mapping[str, Param]) -
         if name not in params:
             raise unknown("setting", name, params, f"Known: {', '.join(sorted(params))}.")
         if name in values:
-            raise KdzooError(f"--set {name} is given twice, {values[name]!r} and {value.strip()!r}: leave one out.")
+            raise KdzooError(
+                f"--set {name} is given twice, {values[name]!r} and {value.strip()!r}: leave one out."
+            )
         values[name] = _typed(name, value.strip(), params[name])
     return values
 

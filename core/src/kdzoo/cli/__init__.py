@@ -125,7 +125,9 @@ def _usage(error: Any) -> str:
     path = context.command_path if context is not None else "kdzoo"
     said = error.format_message()
     if context is not None and (given := getattr(error, "option_name", None)):
-        known = [name for param in context.command.get_params(context) for name in param.opts if name[:1] == "-"]
+        known = [
+            name for param in context.command.get_params(context) for name in param.opts if name[:1] == "-"
+        ]
         near = did_you_mean(given, known)
         said = f"unknown option {given!r}." + (f" Did you mean {', '.join(near)}?" if near else "")
     elif said:

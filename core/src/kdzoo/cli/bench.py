@@ -41,7 +41,9 @@ def bench(
     seeds: Annotated[
         int,
         typer.Option(
-            min=1, max=1000, help="Train every arm with seeds 0 to N-1; a claim needs 3, a committed record 5."
+            min=1,
+            max=1000,
+            help="Train every arm with seeds 0 to N-1; a claim needs 3, a committed record 5.",
         ),
     ] = 3,
     arms: Annotated[
@@ -71,13 +73,17 @@ def bench(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option(help="Go on from the checkpoints of runs that were stopped, or begin those runs anew.")
+        bool,
+        typer.Option(help="Go on from the checkpoints of runs that were stopped, or begin those runs anew."),
     ] = True,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Make everything anew, finished results too.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make everything anew, finished results too.")
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Train in this many processes at once. Without it, one a core (or a GPU); with 0, in this one."
+            min=0,
+            help="Train in this many processes at once. Without it, one a core (or a GPU); with 0, in this one.",
         ),
     ] = None,
     device: Annotated[
@@ -92,15 +98,23 @@ def bench(
         typer.Option(help="Compute in 'float32' or 'bfloat16'.", autocompletion=complete.words(*DTYPES)),
     ] = "float32",
     threads: Annotated[
-        int, typer.Option(min=1, help="Give every process this many threads; results depend on it in the last digits.")
+        int,
+        typer.Option(
+            min=1, help="Give every process this many threads; results depend on it in the last digits."
+        ),
     ] = 1,
     data_root: Annotated[
         Path | None,
-        typer.Option(help="Look for the paper's data sets in this folder; 'kdzoo show TASK' tells how it is laid out."),
+        typer.Option(
+            help="Look for the paper's data sets in this folder; 'kdzoo show TASK' tells how it is laid out."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the record to this file too.")] = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Take three steps with one seed to see that it runs; the numbers mean nothing.")
+        bool,
+        typer.Option(
+            "--smoke", help="Take three steps with one seed to see that it runs; the numbers mean nothing."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record on stdout as JSON and nothing else there.")
@@ -166,7 +180,13 @@ def bench(
 
 
 def _check_words(
-    method: str, profile: str, task: str | None, device: str, dtype: str, data_root: Path | None, out: Path | None
+    method: str,
+    profile: str,
+    task: str | None,
+    device: str,
+    dtype: str,
+    data_root: Path | None,
+    out: Path | None,
 ) -> None:
     """What can be judged from the words alone: a mistake should not cost the seconds that torch takes to import."""
     from kdzoo import catalog
@@ -176,9 +196,13 @@ def _check_words(
     if task is not None:
         cards.task(task)
     if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES, "Expected 'local' or 'paper'; another has no task to train on.")
+        raise unknown(
+            "profile", profile, PROFILES, "Expected 'local' or 'paper'; another has no task to train on."
+        )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise unknown("device", device, ("auto", "cpu", "cuda"), "Expected 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+        raise unknown(
+            "device", device, ("auto", "cpu", "cuda"), "Expected 'auto', 'cpu', 'cuda' or 'cuda:N'."
+        )
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES, "Expected 'float32' or 'bfloat16'.")
     if data_root is not None and not data_root.is_dir():
@@ -192,7 +216,9 @@ def _check_words(
             "Make it, or name another file."
         )
     if out is not None and out.is_dir():
-        raise KdzooError(f"--out {out}: this is a folder, expected a file to write, such as {out / 'record.json'}.")
+        raise KdzooError(
+            f"--out {out}: this is a folder, expected a file to write, such as {out / 'record.json'}."
+        )
 
 
 def _usable_device(device: str) -> str:

@@ -11,9 +11,7 @@ from kdzoo.errors import KdzooError
 
 
 def python() -> str:
-    if sys.version_info < (3, 11):
-        raise KdzooError(f"Python is {platform.python_version()}, expected 3.11 or newer: make a new environment")
-    return f"Python {platform.python_version()}"
+    return f"Python {platform.python_version()} at {sys.executable}"
 
 
 def torch() -> str:
@@ -37,7 +35,9 @@ def home() -> str:
     check_writable(folder())
     free = shutil.disk_usage(folder()).free / 1e9
     if free < 1:
-        raise KdzooError(f"{folder()} has {free:.1f} GB free, expected at least 1: free some space or set KDZOO_HOME")
+        raise KdzooError(
+            f"{folder()} has {free:.1f} GB free, expected at least 1: free some space or set KDZOO_HOME"
+        )
     return f"{folder()} is writable, {free:.0f} GB free"
 
 

@@ -46,7 +46,8 @@ def cards(incomplete: str) -> list[tuple[str, str]]:
     from kdzoo import catalog
 
     found = catalog.load()
-    return [(slug, card.title) for slug, card in [*sorted(found.methods.items()), *sorted(found.tasks.items())]]
+    methods = [(slug, card.title) for slug, card in sorted(found.methods.items())]
+    return methods + [(slug, card.title) for slug, card in sorted(found.tasks.items())]
 
 
 @_quiet
@@ -71,11 +72,15 @@ def arms(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     if method is None:
         return []
     profile = ctx.params.get("profile") or "local"
-    chosen = ctx.params.get("task") or next(n for n, use in method.tasks.items() if use.profile == profile and use.default)
+    chosen = ctx.params.get("task") or next(
+        n for n, use in method.tasks.items() if use.profile == profile and use.default
+    )
     before, comma, _ = incomplete.rpartition(",")
     offers = {"default": "the plain bench", "all": "every arm"} if not comma else {}
     offers |= {name: arm.text for name, arm in arms_of(found, method, found.task(str(chosen))).items()}
-    return [(f"{before}{comma}{name}", text) for name, text in offers.items() if name not in before.split(",")]
+    return [
+        (f"{before}{comma}{name}", text) for name, text in offers.items() if name not in before.split(",")
+    ]
 
 
 @_quiet
@@ -108,7 +113,9 @@ def facet(name: str) -> Callable[[str], list[str]]:
         from kdzoo import catalog
 
         found = catalog.load()
-        return sorted({value for card in found.methods.values() for value in catalog.facet_values(card, name)})
+        return sorted(
+            {value for card in found.methods.values() for value in catalog.facet_values(card, name)}
+        )
 
     return _quiet(values)
 

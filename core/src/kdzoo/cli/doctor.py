@@ -20,7 +20,9 @@ def doctor() -> None:
         except KdzooError as error:
             wrong += 1
             print(f"WRONG  {name}: {error}")
-        except Exception as error:  # a check of a plugin may fail in any way; the others are still worth reading
+        except (
+            Exception
+        ) as error:  # a check of a plugin may fail in any way; the others are still worth reading
             wrong += 1
             print(f"WRONG  {name}: {type(error).__name__}: {error}")
     for plugin in plugins.load().broken:

@@ -16,11 +16,15 @@ from kdzoo.errors import KdzooError, unknown
 def list_methods(
     pattern: Annotated[
         str,
-        typer.Argument(help="List slugs that fit this glob, for example 'r*'.", autocompletion=complete.methods),
+        typer.Argument(
+            help="List slugs that fit this glob, for example 'r*'.", autocompletion=complete.methods
+        ),
     ] = "*",
     domain: Annotated[
         str | None,
-        typer.Option(help="List what this plugin brings, for example 'vision'.", autocompletion=facet("plugin")),
+        typer.Option(
+            help="List what this plugin brings, for example 'vision'.", autocompletion=facet("plugin")
+        ),
     ] = None,
     knowledge: Annotated[
         str | None,
@@ -32,17 +36,21 @@ def list_methods(
     scheme: Annotated[
         str | None,
         typer.Option(
-            help="List 'offline', 'online' or 'self' distillation, or a 'study'.", autocompletion=facet("scheme")
+            help="List 'offline', 'online' or 'self' distillation, or a 'study'.",
+            autocompletion=facet("scheme"),
         ),
     ] = None,
     family: Annotated[
         str | None,
-        typer.Option(help="List one family of algorithms, as the cards call it.", autocompletion=facet("family")),
+        typer.Option(
+            help="List one family of algorithms, as the cards call it.", autocompletion=facet("family")
+        ),
     ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="List methods that need this of a teacher, for example 'logits'.", autocompletion=facet("teacher")
+            help="List methods that need this of a teacher, for example 'logits'.",
+            autocompletion=facet("teacher"),
         ),
     ] = None,
     fidelity: Annotated[
@@ -59,7 +67,9 @@ def list_methods(
         str | None, typer.Option(help="List methods published in this year.", autocompletion=facet("year"))
     ] = None,
     tasks: Annotated[bool, typer.Option("--tasks", help="List tasks instead of methods.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")
+    ] = False,
 ) -> None:
     """List the methods (or tasks) that are installed.
 

@@ -8,7 +8,9 @@ import typer
 
 
 def plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")
+    ] = False,
 ) -> None:
     """List plugins and extensions: origin, version, hooks.
 

@@ -13,9 +13,14 @@ from kdzoo.errors import unknown
 
 def show(
     slug: Annotated[
-        str, typer.Argument(help="The slug of a method or a task.", autocompletion=complete.cards, show_default=False)
+        str,
+        typer.Argument(
+            help="The slug of a method or a task.", autocompletion=complete.cards, show_default=False
+        ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON and nothing else on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the card as JSON and nothing else on stdout.")
+    ] = False,
 ) -> None:
     """Show the card of a method or a task.
 
@@ -25,7 +30,9 @@ def show(
 
     cards = catalog.load()
     if slug not in (known := {*cards.methods, *cards.tasks, *cards.broken}):
-        raise unknown("method or task", slug, known, "'kdzoo list' and 'kdzoo list --tasks' show all of them.")
+        raise unknown(
+            "method or task", slug, known, "'kdzoo list' and 'kdzoo list --tasks' show all of them."
+        )
     card: Any = cards.tasks[slug] if slug in cards.tasks else cards.method(slug)
     if as_json:
         import json
@@ -50,7 +57,11 @@ def _say(text: str, indent: int = 2) -> None:
 def _show_method(card: Any) -> None:
     print(f"{card.slug}: {card.title}")
     print(f"fidelity: {card.fidelity} ({card.fidelity_text})")
-    where = ", ".join(filter(None, (card.paper.venue, str(card.paper.year), card.paper.arxiv and f"arXiv:{card.paper.arxiv}")))
+    where = ", ".join(
+        filter(
+            None, (card.paper.venue, str(card.paper.year), card.paper.arxiv and f"arXiv:{card.paper.arxiv}")
+        )
+    )
     print(f"paper: {where}" + (f"; code: {card.paper.code}" if card.paper.code else ""))
     _say(card.summary, 0)
     if card.when:

@@ -12,7 +12,13 @@ from typing import Any, get_args, get_origin
 
 from kdzoo.errors import KdzooError
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "a flag without a value"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+    bool: "a flag without a value",
+}
 
 
 class Plain:
@@ -31,7 +37,9 @@ class Plain:
             converted = self.kind(value)
         except ValueError:
             raise self._refusal(value, param, ctx) from None
-        if (self.low is not None and converted < self.low) or (self.high is not None and converted > self.high):
+        if (self.low is not None and converted < self.low) or (
+            self.high is not None and converted > self.high
+        ):
             raise self._refusal(value, param, ctx)
         return converted
 
@@ -41,7 +49,9 @@ class Plain:
         bounds += [f"at most {self.high:g}"] if self.high is not None else []
         expected = ", ".join([_WORDS[self.kind], *bounds])
         text = getattr(param, "help", None) or ""
-        return KdzooError(f"{name} got {value!r}, expected {expected}. {text} '{ctx.command_path} --help' says more.")
+        return KdzooError(
+            f"{name} got {value!r}, expected {expected}. {text} '{ctx.command_path} --help' says more."
+        )
 
 
 def lighten(params: list[Any]) -> list[Any]:
@@ -61,4 +71,6 @@ def lighten(params: list[Any]) -> list[Any]:
 
 def _checks_path(settings: Any) -> bool:
     """Whether Typer is asked to look at the file system for this path."""
-    return any(getattr(settings, name, False) for name in ("exists", "writable", "resolve_path", "allow_dash"))
+    return any(
+        getattr(settings, name, False) for name in ("exists", "writable", "resolve_path", "allow_dash")
+    )

@@ -1,4 +1,4 @@
-"""RKD's angle-wise loss from N x N distances, anchor by anchor: neither N^2 x D nor N^3 numbers at a time.
+"""RKD's angle-wise loss from N x N distances, anchor by anchor, in buffers that do not grow to N^2 x D or N^3.
 
 Relational Knowledge Distillation, CVPR 2019, https://arxiv.org/abs/1904.05068 (card `rkd`, component C2).
 
@@ -23,6 +23,8 @@ and one N x N by N x D product at the end turns it into dL/de.
 The numerator cancels when one end is much nearer to the anchor than another: its error in psi is about
 eps * d_max / d_min. So anchors whose neighbors' distances spread too far (near-duplicates) take the same
 passes in float64, and the others in float32.
+
+Under torch.compile it stays eager (a graph break): which anchors need float64 depends on the data.
 
 Not here: second derivatives (refused), torch.func transforms.
 """
@@ -126,7 +128,7 @@ def angle_pass(
     if out_dtype == torch.float64:
         spread = torch.ones_like(spread)
     items = torch.empty(n, dtype=wide, device=rows.device)
-    slopes = None if weights is None else torch.zeros(n, n, dtype=wide, device=rows.device)
+    slopes: Tensor | None = None
     # The wide ones first: then their tables can go before the others' are made.
     for chosen, dtype in ((spread, wide), (~spread, torch.float32)):
         anchors = torch.nonzero(chosen)[:, 0]
@@ -135,8 +137,8 @@ def angle_pass(
         student, teacher = student.to(dtype), teacher.to(dtype)
         sums, part = _passes(student, teacher, anchors, None if weights is None else weights[anchors])
         items[anchors] = sums.to(wide)
-        if slopes is not None and part is not None:
-            slopes += part
+        if part is not None:
+            slopes = part.to(wide) if slopes is None else slopes.add_(part)
     # Per anchor: the mean over the N^2 pairs (i, k), so that the mean over anchors is the mean over N^3.
     items /= n * n
     if slopes is None:
@@ -210,7 +212,6 @@ class _Angle(torch.autograd.Function):
         return student_gradient, teacher_gradient, None
 
 
-@torch.compiler.disable  # tracing would unroll the loop over the anchors
 def rkd_angle(
     student_embeddings: Tensor,
     teacher_embeddings: Tensor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdzoo.method import FIT
@@ -67,7 +66,9 @@ class Progress:
         """Learn what the whole consists of, before the first stage starts."""
         self._runs = [{spec.key for spec in specs} for specs in plan.runs.values()]
         self._total = len(self._runs)
-        self._steps = {key: int(s.settings.get("steps", 0)) for key, s in plan.specs.items() if s.stage.call == FIT}
+        self._steps = {
+            key: int(s.settings.get("steps", 0)) for key, s in plan.specs.items() if s.stage.call == FIT
+        }
         if self._live is None:
             stages = len(plan.specs)
             print(
@@ -76,7 +77,9 @@ class Progress:
                 flush=True,
             )
         else:
-            self._whole = self._live.add_task(plan.card.slug, total=sum(self._steps.values()) or None, count="", said="")
+            self._whole = self._live.add_task(
+                plan.card.slug, total=sum(self._steps.values()) or None, count="", said=""
+            )
             self._refresh()
 
     def event(self, kind: str, spec: StageSpec, details: dict[str, Any]) -> None:
@@ -108,7 +111,11 @@ class Progress:
         elif kind == "progress" and spec.key in self._bars:
             step, steps = details["step"], details["steps"]
             self._live.update(
-                self._bars[spec.key], total=steps, completed=step, count=f"{step}/{steps}", said=details["metric"]
+                self._bars[spec.key],
+                total=steps,
+                completed=step,
+                count=f"{step}/{steps}",
+                said=details["metric"],
             )
         elif ended and spec.key in self._bars:
             self._live.remove_task(self._bars.pop(spec.key))
@@ -126,7 +133,11 @@ class Progress:
 
     def _count(self) -> str:
         """How far the whole is, where it is known what the whole is."""
-        return f" ({self._total - sum(bool(run) for run in self._runs)}/{self._total} runs)" if self._total else ""
+        return (
+            f" ({self._total - sum(bool(run) for run in self._runs)}/{self._total} runs)"
+            if self._total
+            else ""
+        )
 
     def _reason(self, error: str) -> str:
         """The reason in full the first time; twelve runs that fail alike should not print it twelve times."""

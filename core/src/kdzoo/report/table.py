@@ -31,7 +31,8 @@ def metric_columns(record: Record) -> list[str]:
     """Test metrics in the order in which they were compared, then core's fidelity."""
     names = list(dict.fromkeys(c["metric"] for c in record.comparisons))
     present = {name for row in record.runs for name in row.metrics}
-    extra = [name for name in ("test/agreement", "test/teacher_kl", "test/ece") if name in present and name not in names]
+    fidelity = ("test/agreement", "test/teacher_kl", "test/ece")
+    extra = [name for name in fidelity if name in present and name not in names]
     return [name for name in names if name in present] + extra
 
 
@@ -97,13 +98,17 @@ def lines(rows: Iterable[list[str]]) -> list[str]:
     """Cells in columns, left aligned."""
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def print_record(record: Record, path: Path | None) -> None:
     """The whole answer of a bench on stdout."""
     which = record.id
-    print(f"{which['method']} on {which['task']} (fidelity: {which['fidelity']}; profile: {which['profile']})")
+    print(
+        f"{which['method']} on {which['task']} (fidelity: {which['fidelity']}; profile: {which['profile']})"
+    )
     if which["smoke"]:
         print("SMOKE RUN: a few steps to see that everything works; the numbers mean nothing.")
     print()

@@ -52,6 +52,7 @@ MODELS: dict[str, Spec] = {
     "cnn-s": Spec(cnn, {"widths": (8, 16, 32), "strides": None, "convs": 1}, 6_274),
     "cnn-m": Spec(cnn, {"widths": (16, 32, 64), "strides": None, "convs": 1}, 24_058),
     "cnn-l": Spec(cnn, {"widths": (32, 64, 128), "strides": None, "convs": 1}, 94_186),
+    "cnn-l4": Spec(cnn, {"widths": (32, 64, 128, 128), "strides": (2, 2, 2, 1), "convs": 1}, 241_898),
     "cnn-deep": Spec(cnn, {"widths": (16, 32, 64), "strides": None, "convs": 2}, 72_666),
     "resnet-8": Spec(resnet, {"depth": 8, "widths": (16, 32, 64)}, 77_754),
     "resnet-14": Spec(resnet, {"depth": 14, "widths": (16, 32, 64)}, 174_970),

@@ -41,17 +41,19 @@ def build_model(run: Run, role: str) -> nn.Module | None:
 
 @hookimpl
 def loss_terms(run: Run, batch: Batch) -> dict[str, Term]:
-    """Triplet margin loss (mean over the chosen triples), in the unit of the embeddings."""
-    embeddings = run.out("student").embedding
+    """Triplet margin loss of the labelled rows (mean over the chosen triples), in the unit of the embeddings."""
+    embeddings, labels = run.out("student").embedding, batch.labels
     assert embeddings is not None
+    if batch.counts["label"] < len(labels):
+        embeddings, labels = embeddings[labels >= 0], labels[labels >= 0]
     chooser = run.cfg.triples
     if chooser == "distance-weighted":
         generator = run.rng("triples", device=embeddings.device)
-        triples = distance_weighted_triples(embeddings.detach(), batch.labels, generator=generator)
+        triples = distance_weighted_triples(embeddings.detach(), labels, generator=generator)
     elif chooser == "semi-hard":
-        triples = semi_hard_triples(embeddings.detach(), batch.labels)
+        triples = semi_hard_triples(embeddings.detach(), labels)
     else:
-        triples = all_triples(batch.labels)
+        triples = all_triples(labels)
     loss = triplet_loss(embeddings, triples, margin=float(run.cfg.margin), reduction="sum")
     return {"task": Term(loss / max(1, len(triples.anchor)), per="step")}
 
