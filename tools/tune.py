@@ -16,6 +16,7 @@ import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kdzoo import catalog
 from kdzoo.artefacts import dump_json, home, key_of, write_atomic
@@ -46,7 +47,9 @@ def reseeded(specs: list[StageSpec], seed: int) -> list[StageSpec]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("method")
     parser.add_argument("--task", required=True)
     parser.add_argument("--arm", help="default: the method's own; 'student' for the student alone")
@@ -73,22 +76,26 @@ def main() -> None:
             fits.setdefault(point, []).append(moved[-1].key)
     with Progress() as progress:
         made = run_all(specs, Options(home(), given.jobs), progress.event)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for point, keys in fits.items():
-        values = [made[key]["curves"][f"val/{primary}"][-1][1] for key in keys if "error" not in made[key]]
+        reached = [made[key]["curves"][f"val/{primary}"][-1][1] for key in keys if "error" not in made[key]]
         failed = [made[key]["error"] for key in keys if "error" in made[key]]
-        mean = statistics.fmean(values) if values else None
-        rows.append({"set": list(point), "mean": mean, "values": values, "failed": failed})
+        mean = statistics.fmean(reached) if reached else None
+        rows.append({"set": list(point), "mean": mean, "values": reached, "failed": failed})
     rows.sort(key=lambda row: (row["mean"] is None, (row["mean"] or 0) * (-1 if better == "higher" else 1)))
     for row in rows:
         shown = "failed" if row["mean"] is None else f"{row['mean']:.4f}"
-        print(f"{shown}  {' '.join(row['set']) or '(as in the card)'}  {[round(v, 4) for v in row['values']]}")
+        print(
+            f"{shown}  {' '.join(row['set']) or '(as in the card)'}  {[round(v, 4) for v in row['values']]}"
+        )
     if given.out:
         head = {"method": given.method, "arm": arm, "task": given.task, "metric": f"val/{primary}"}
         seeds = list(range(FIRST_SEED, FIRST_SEED + given.seeds))
         command = "python " + " ".join(sys.argv)
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(given.out, dump_json({**head, "seeds": seeds, "set": given.set, "command": command, "rows": rows}))
+        write_atomic(
+            given.out, dump_json({**head, "seeds": seeds, "set": given.set, "command": command, "rows": rows})
+        )
 
 
 if __name__ == "__main__":

@@ -129,7 +129,8 @@ def main() -> None:
     print(f"{'':{width}}  cpu s   wall s  over typer  x python   (medians of {options.turns} turns)")
     for name, said in report.items():
         print(
-            f"{name:{width}}  {said['cpu_seconds']:.3f}   {said['wall_seconds']:.3f}   {said['over_typer_seconds']:+.3f}"
+            f"{name:{width}}  {said['cpu_seconds']:.3f}   {said['wall_seconds']:.3f}"
+            f"   {said['over_typer_seconds']:+.3f}"
             f"      {said['times_python']:6.1f}"
         )
 

@@ -40,10 +40,19 @@ from kdzoo.rng import mix
 from kdzoo.runs import Run
 from kdzoo.testing import toy
 
-CLOCK = time.process_time  # with one thread the same as wall-clock time on an idle machine, and right on a busy one
+CLOCK = (
+    time.process_time
+)  # with one thread the same as wall-clock time on an idle machine, and right on a busy one
 ROLES = (Role("student"), Role("teacher", "frozen", seed=1))
 ROWS = 4096
-SETTINGS = {"optimizer": "adamw", "lr": 0.01, "dropout": 0.0, "hidden": 32, "eval_every": 0, "temperature": 4.0}
+SETTINGS = {
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "dropout": 0.0,
+    "hidden": 32,
+    "eval_every": 0,
+    "temperature": 4.0,
+}
 
 
 class Distil:
@@ -176,7 +185,13 @@ def main() -> None:
         for pair in range(options.pairs):
             for contender, function in contenders.items():
                 times[contender].append(function(options.steps, folder / f"{contender}-{pair}")[0])
-    result = {"steps": options.steps, "pairs": options.pairs, "batch": 8, "threads": 1, "weights_apart": apart}
+    result = {
+        "steps": options.steps,
+        "pairs": options.pairs,
+        "batch": 8,
+        "threads": 1,
+        "weights_apart": apart,
+    }
     rows = {}
     for contender, measured in times.items():
         hand = times["by hand"]
@@ -188,7 +203,9 @@ def main() -> None:
     if options.json:
         print(json.dumps({**result, "loops": rows}, indent=1))
         return
-    print(f"{options.pairs} turns of {options.steps} steps each, batch 8, one thread; weights apart by {apart:.1g}")
+    print(
+        f"{options.pairs} turns of {options.steps} steps each, batch 8, one thread; weights apart by {apart:.1g}"
+    )
     print(f"{'loop':<18} {'ms/step':>8} {'over hand':>10} {'ratio':>6}")
     for contender, row in rows.items():
         print(f"{contender:<18} {row['ms']:>8.3f} {row['over_ms']:>+10.3f} {row['ratio']:>6.2f}")

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-COMMAND = "bench hinton-kd --task fashion-few-labels --seeds 1 --arms hinton-kd --set steps=240 --set eval_every=40"
+COMMAND = (
+    "bench hinton-kd --task fashion-few-labels --seeds 1 --arms hinton-kd --set steps=240 --set eval_every=40"
+)
 INTERRUPTIONS = ["group", "parent", "group", "ctrl-c"]
 
 
@@ -27,16 +29,29 @@ class Bench:
 
     def start(self, *options: str) -> None:
         """In a process group of its own, as a shell starts it."""
-        env = {**os.environ, "KDZOO_HOME": str(self.home), "KDZOO_CHECKPOINT_SECONDS": "0.05", "OMP_NUM_THREADS": "1"}
+        env = {
+            **os.environ,
+            "KDZOO_HOME": str(self.home),
+            "KDZOO_CHECKPOINT_SECONDS": "0.05",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-c", "from kdzoo.cli import main; main()", *COMMAND.split(), *options]
         self.process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def state(self) -> set[str]:
         """Checkpoints and finished artefacts."""
         root = self.home / "artefacts"
-        return {str(path.relative_to(root)) for path in [*root.glob("*.part/checkpoint-*.pt"), *root.glob("*/*.json")]}
+        return {
+            str(path.relative_to(root))
+            for path in [*root.glob("*.part/checkpoint-*.pt"), *root.glob("*/*.json")]
+        }
 
     def wait_for_progress(self) -> bool:
         """Until something was saved that was not there when the process started; False if the process has ended."""
@@ -85,7 +100,9 @@ class Bench:
         for row in self.record()["runs"]:
             row = dict(row)
             row["metrics"] = {name: value for name, value in row["metrics"].items() if name != "cost/seconds"}
-            row["ships"] = {r: {k: v for k, v in s.items() if k != "latency_ms"} for r, s in row["ships"].items()}
+            row["ships"] = {
+                r: {k: v for k, v in s.items() if k != "latency_ms"} for r, s in row["ships"].items()
+            }
             timed = ("seconds", "validation_seconds", "peak_memory_bytes")
             row["cost"] = {name: value for name, value in row["cost"].items() if name not in timed}
             rows.append(row)

@@ -45,7 +45,9 @@ def test_record_holds_every_run_and_what_it_was(smoke: tuple[Record, Path, Path]
     for row in record.runs:
         assert row.status == "done"
         assert {"test/accuracy", "test/agreement", "test/teacher_kl", "test/ece"} <= row.metrics.keys()
-        assert all(0 <= row.metrics[name]["value"] <= 1 for name in ("test/accuracy", "test/agreement", "test/ece"))
+        assert all(
+            0 <= row.metrics[name]["value"] <= 1 for name in ("test/accuracy", "test/agreement", "test/ece")
+        )
         (facts,) = row.ships.values()
         assert facts["params"] > 0
         assert facts["flops"] > 0
@@ -126,7 +128,9 @@ def test_a_failed_stage_takes_only_what_needs_it(tmp_path: Path, jobs: int) -> N
 def test_a_killed_worker_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     """The out-of-memory killer takes a worker without a word; the bench must notice and say what happened."""
     plan = make_plan(replace(SMOKE, seeds=1, set=("steps=100000",), smoke=False))
-    specs = {key: spec for key, spec in plan.specs.items() if spec.arm == "student" and spec.stage.name == "fit"}
+    specs = {
+        key: spec for key, spec in plan.specs.items() if spec.arm == "student" and spec.stage.name == "fit"
+    }
     killed: list[int] = []
 
     def event(kind: str, spec: StageSpec, details: dict[str, Any]) -> None:

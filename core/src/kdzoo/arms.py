@@ -57,7 +57,15 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
         if arm.tasks and task.slug not in arm.tasks:
             continue
         plain = Arm(
-            name, card.slug, arm.text, arm.set, arm.default, tuple(arm.differs), arm.why, arm.control, arm.until
+            name,
+            card.slug,
+            arm.text,
+            arm.set,
+            arm.default,
+            tuple(arm.differs),
+            arm.why,
+            arm.control,
+            arm.until,
         )
         for values in itertools.product(*arm.grid.values()):
             chosen = dict(zip(arm.grid, values, strict=True))
@@ -92,7 +100,9 @@ def select(arms: Mapping[str, Arm], wanted: str, task: TaskCard) -> dict[str, Ar
     for pattern in patterns:
         if pattern == "kd":
             if not isinstance(task.kd, Baseline):
-                raise KdzooError(f"--arms kd: task {task.slug!r} has no plain baseline ({task.kd}). Leave 'kd' out.")
+                raise KdzooError(
+                    f"--arms kd: task {task.slug!r} has no plain baseline ({task.kd}). Leave 'kd' out."
+                )
             pattern = task.kd.method
         glob = pattern.replace("[", "[[]")  # brackets belong to the names of grid arms
         hits = [name for name in arms if fnmatch.fnmatchcase(name, glob)]
@@ -153,7 +163,9 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
     if arm.until:
         names = [stage.name for stage in own]
         if arm.until not in names:
-            raise unknown("stage", arm.until, names, f"Arm {arm.name!r} is evaluated after one of its stages.")
+            raise unknown(
+                "stage", arm.until, names, f"Arm {arm.name!r} is evaluated after one of its stages."
+            )
         own = own[: names.index(arm.until) + 1]
     last = own[-1].name
     shown = tuple(Role(name, "frozen", f"stage:{last}/{name}") for name in ships)

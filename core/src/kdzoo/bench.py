@@ -88,7 +88,9 @@ def make_record(
     }
     results = _results(rows)
     better = directions(plan.task)
-    answers = [answer(claim, results, better, list(plan.all_arms)) for claim in claims_on(plan.card, plan.task)]
+    answers = [
+        answer(claim, results, better, list(plan.all_arms)) for claim in claims_on(plan.card, plan.task)
+    ]
     return Record(
         id={
             "method": plan.card.slug,
@@ -124,7 +126,12 @@ def make_record(
         claims=[msgspec.to_builtins(one) for one in answers],
         paper=[msgspec.to_builtins(result) for result in plan.card.results],
         failures=[
-            {"stage": spec.stage.name, "arm": spec.arm, "seed": spec.seed, **made.get(key, {"error": "never ran"})}
+            {
+                "stage": spec.stage.name,
+                "arm": spec.arm,
+                "seed": spec.seed,
+                **made.get(key, {"error": "never ran"}),
+            }
             for key, spec in plan.specs.items()
             if key not in made or "error" in made[key]
         ],
@@ -195,15 +202,24 @@ def _refuse_undeclared(plan: Plan, rows: list[RunRow]) -> None:
     """An arm that had another start, order or budget than the student at the same seed must have said so."""
     for row in rows:
         alone = next((r for r in rows if r.arm == "student" and r.seed == row.seed), None)
-        if row.status != "done" or alone is None or alone.status != "done" or row is alone or row.seed is None:
+        if (
+            row.status != "done"
+            or alone is None
+            or alone.status != "done"
+            or row is alone
+            or row.seed is None
+        ):
             continue
         found = {
             "init": row.init_hash != alone.init_hash,
             "order": row.order_hash != alone.order_hash,
             "steps": row.steps != alone.steps,
-            "size": {r: s["params"] for r, s in row.ships.items()} != {r: s["params"] for r, s in alone.ships.items()},
+            "size": {r: s["params"] for r, s in row.ships.items()}
+            != {r: s["params"] for r, s in alone.ships.items()},
         }
-        undeclared = [name for name, differs in found.items() if differs and name not in plan.arms[row.arm].differs]
+        undeclared = [
+            name for name, differs in found.items() if differs and name not in plan.arms[row.arm].differs
+        ]
         if undeclared:
             row.status = "refused"
             row.warnings.append(
@@ -253,7 +269,9 @@ def _comparisons(plan: Plan, rows: list[RunRow], store: Store) -> list[dict[str,
     return found
 
 
-def _item_interval(arm: str, other: str, name: str, rows: list[RunRow], store: Store) -> tuple[float, float] | None:
+def _item_interval(
+    arm: str, other: str, name: str, rows: list[RunRow], store: Store
+) -> tuple[float, float] | None:
     """A bootstrap over test items: the seeds share one test set, so their interval says nothing about it."""
     import numpy as np
     from safetensors import safe_open
@@ -263,7 +281,7 @@ def _item_interval(arm: str, other: str, name: str, rows: list[RunRow], store: S
         for row in rows:
             if row.arm == which and row.status == "done" and row.items:
                 with safe_open(store.folder(row.items) / "items.safetensors", "np") as file:
-                    if name in file.keys():
+                    if name in list(file.keys()):
                         found.append(file.get_tensor(name))
         return np.stack(found) if found else None
 

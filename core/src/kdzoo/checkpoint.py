@@ -35,7 +35,9 @@ def save(run: Run, optimizer: Optimizer | None) -> None:
     kept = {name: thing.state_dict() for name, thing in run.kept.items()}
     state = {
         "step": run.step,
-        "models": {name: run.models[name].state_dict() for name, role in run.roles.items() if role.kind != "frozen"},
+        "models": {
+            name: run.models[name].state_dict() for name, role in run.roles.items() if role.kind != "frozen"
+        },
         "optimizer": optimizer.state_dict() if optimizer is not None else None,
         "kept": kept,
         "books": run.books(),

@@ -88,4 +88,6 @@ def open_device(name: str, dtype: str) -> Device:
     if device.type == "cuda" and ranks == 1:
         place = device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
         return Device(place, dtype, accelerator=accelerator)
-    return Device(accelerator.device, dtype, accelerator.process_index, accelerator.num_processes, accelerator)
+    return Device(
+        accelerator.device, dtype, accelerator.process_index, accelerator.num_processes, accelerator
+    )

@@ -90,7 +90,9 @@ def _one(run: Run, view: str = "image") -> Tensor | dict[str, Tensor]:
     """One sample, as the models take it: of the validation split, or of the training split where there is none."""
     split = "val" if "val" in run.task.splits and len(run.data("val")) else "train"
     data = run.data(split)
-    value: Tensor | dict[str, Tensor] = run.to_device(data.collate(data.items, torch.arange(1), None)).views[view]
+    value: Tensor | dict[str, Tensor] = run.to_device(data.collate(data.items, torch.arange(1), None)).views[
+        view
+    ]
     return value
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -82,12 +82,25 @@ def teacher_hash(spec: StageSpec) -> str | None:
 
 
 def source_hash(spec: StageSpec) -> str:
-    """sha256 over the source of the stage's function and of the task's and method's modules."""
+    """sha256 over the code of the stage's function and of the task's and method's modules.
+
+    Over the code as Python reads it: layout, comments and docstrings change no result.
+    """
     module, _, _ = spec.stage.call.partition(":")
     cards = catalog.load()
     files = [importlib.import_module(module), cards.module(spec.task)]
     files += [cards.module(spec.method)] if spec.method else []
-    return hashlib.sha256("".join(inspect.getsource(part) for part in files).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(_code(part) for part in files).encode()).hexdigest()[:16]
+
+
+def _code(module: ModuleType) -> str:
+    """A module's syntax tree without docstrings, as text."""
+    tree = ast.parse(Path(module.__file__ or "").read_bytes())
+    for node in ast.walk(tree):
+        scope = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if scope and ast.get_docstring(node, clean=False) is not None:  # type: ignore[arg-type]
+            node.body = node.body[1:]  # type: ignore[attr-defined]
+    return ast.dump(tree)
 
 
 def open_run(
@@ -200,7 +213,9 @@ def _write_items(run: Run) -> None:
 def run_inner_stage(run: Run, stage: Stage) -> Path:
     """``run.do``: a stage asked for from inside another one, with the same store, locks and costs."""
     if run.store is None:
-        raise KdzooError(f"run.do({stage.name!r}) needs a store; it can be called only while a stage is executed")
+        raise KdzooError(
+            f"run.do({stage.name!r}) needs a store; it can be called only while a stage is executed"
+        )
     needs = {name: run.spec.needs[name] for name in stage.needs}
     inner = replace(
         run.spec,
@@ -257,5 +272,3 @@ def _peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-

@@ -131,7 +131,9 @@ class StepModule(nn.Module):
 def normaliser(norm: Mapping[str, float], per: str, name: str) -> float:
     """The count that a term is divided by; a batch without such units leaves the term at zero, not at NaN."""
     if per not in norm:
-        raise KdzooError(f"loss term {name!r} is per {per!r}, but the batch counts only {', '.join(sorted(norm))}")
+        raise KdzooError(
+            f"loss term {name!r} is per {per!r}, but the batch counts only {', '.join(sorted(norm))}"
+        )
     return norm[per] or 1.0
 
 
@@ -168,9 +170,14 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
     groups = [
         {"params": parameters, "role": name}
         for name, role in run.roles.items()
-        if role.kind == "train" and (parameters := [p for p in run.models[name].parameters() if p.requires_grad])
+        if role.kind == "train"
+        and (parameters := [p for p in run.models[name].parameters() if p.requires_grad])
     ]
-    kind, lr, decay = str(cfg.get("optimizer", "adamw")), float(cfg["lr"]), float(cfg.get("weight_decay", 0.0))
+    kind, lr, decay = (
+        str(cfg.get("optimizer", "adamw")),
+        float(cfg["lr"]),
+        float(cfg.get("weight_decay", 0.0)),
+    )
     optimizer: torch.optim.Optimizer
     if kind == "sgd":
         momentum = float(cfg.get("momentum", 0.9))
@@ -261,7 +268,9 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
 
 def _validate(run: Run) -> None:
     """Measure on `val` and put the numbers on the curves; nothing of it reaches the training state."""
-    if "val" not in run.task.splits or not len(run.data("val")):  # the papers' recipes keep all data for training
+    if "val" not in run.task.splits or not len(
+        run.data("val")
+    ):  # the papers' recipes keep all data for training
         return
     with run.validating():
         for part in run.hook.evaluate(run=run, split="val"):

@@ -39,13 +39,17 @@ class Order:
         if batch < 1:
             raise KdzooError(f"stream {name!r}: batch is {batch}, expected at least 1")
         if not len(data):
-            raise KdzooError(f"stream {name!r} is empty: there is nothing to train on. Check the task's data settings.")
+            raise KdzooError(
+                f"stream {name!r} is empty: there is nothing to train on. Check the task's data settings."
+            )
         self.data, self.seed, self.name, self.batch, self.per_group = data, seed, name, batch, per_group
         self.words, self._size = id_words(data.ids), len(data)
         self._epoch = lru_cache(maxsize=2)(self._drawn)
         if per_group:
             if data.groups is None:
-                raise KdzooError(f"stream {name!r} asks for {per_group} samples a group, but its split has no groups")
+                raise KdzooError(
+                    f"stream {name!r} asks for {per_group} samples a group, but its split has no groups"
+                )
             if batch % per_group:
                 raise KdzooError(
                     f"stream {name!r}: batch {batch} is no multiple of per_group {per_group}; the last group of each "
@@ -54,7 +58,9 @@ class Order:
             order = data.groups.argsort(stable=True)
             sizes = data.groups.bincount()
             self._members = [rows for rows in order.split(sizes.tolist()) if len(rows)]
-            self._group_epoch = lru_cache(maxsize=2)(lambda epoch: (self._shuffled(len(self._members), epoch),))
+            self._group_epoch = lru_cache(maxsize=2)(
+                lambda epoch: (self._shuffled(len(self._members), epoch),)
+            )
 
     def _shuffled(self, n: int, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix(self.seed, "order", self.name, epoch))

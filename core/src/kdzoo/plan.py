@@ -65,7 +65,10 @@ def choose_task(card: MethodCard, cards: catalog.Catalog, request: Request) -> T
         task = cards.task(request.task)
         if task.slug not in card.tasks:
             raise unknown(
-                f"task for {card.slug}", task.slug, card.tasks, f"{card.slug} runs on: {', '.join(card.tasks)}."
+                f"task for {card.slug}",
+                task.slug,
+                card.tasks,
+                f"{card.slug} runs on: {', '.join(card.tasks)}.",
             )
         return task
     uses = {name: use for name, use in card.tasks.items() if use.profile == request.profile}
@@ -80,9 +83,13 @@ def choose_task(card: MethodCard, cards: catalog.Catalog, request: Request) -> T
 def make_plan(request: Request) -> Plan:
     """Check everything that can be checked without training, and name every artefact."""
     if request.seeds < 1:
-        raise KdzooError(f"--seeds got {request.seeds}, expected at least 1 (3 to test claims, 5 for a record)")
+        raise KdzooError(
+            f"--seeds got {request.seeds}, expected at least 1 (3 to test claims, 5 for a record)"
+        )
     if request.seeds > 1000:
-        raise KdzooError(f"--seeds got {request.seeds}, expected at most 1000: each seed trains every arm again")
+        raise KdzooError(
+            f"--seeds got {request.seeds}, expected at most 1000: each seed trains every arm again"
+        )
     cards = catalog.load()
     card = cards.method(request.method)
     task = choose_task(card, cards, request)
@@ -196,4 +203,3 @@ def _data_hash(plan: Plan, spec: StageSpec) -> str:
     if name not in plan.data:
         plan.data[name] = execute.data_hash(spec)
     return plan.data[name]
-

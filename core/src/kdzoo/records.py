@@ -74,9 +74,13 @@ def read(path: Path) -> Record:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
     except OSError as error:
-        raise KdzooError(f"cannot read the record {path}: {error.strerror}. Name a record.json of a bench.") from error
+        raise KdzooError(
+            f"cannot read the record {path}: {error.strerror}. Name a record.json of a bench."
+        ) from error
     except msgspec.DecodeError as error:
-        raise KdzooError(f"{path} is no record of schema {SCHEMA}: {error}. Make it again with kdzoo bench.") from error
+        raise KdzooError(
+            f"{path} is no record of schema {SCHEMA}: {error}. Make it again with kdzoo bench."
+        ) from error
 
 
 def environment(device: str, dtype: str, threads: int) -> dict[str, Any]:
@@ -121,9 +125,14 @@ def commit() -> str | None:
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
         dirty = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

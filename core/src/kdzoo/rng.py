@@ -52,7 +52,9 @@ def id_words(ids: Sequence[str]) -> Tensor:
     import torch
 
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
-    return torch.frombuffer(bytearray(digests), dtype=torch.int64) if ids else torch.empty(0, dtype=torch.int64)
+    return (
+        torch.frombuffer(bytearray(digests), dtype=torch.int64) if ids else torch.empty(0, dtype=torch.int64)
+    )
 
 
 def sample_seeds(base: int, words: Tensor) -> Tensor:

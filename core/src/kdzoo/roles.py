@@ -29,7 +29,9 @@ def build(run: Run) -> dict[str, str]:
     hashes = {}
     for role in run.roles.values():
         built_as = role.source.removeprefix("init:") if role.source.startswith("init:") else role.name
-        torch.default_generator.manual_seed(mix(run.seed if role.seed is None else role.seed, "init", role.name))
+        torch.default_generator.manual_seed(
+            mix(run.seed if role.seed is None else role.seed, "init", role.name)
+        )
         model = run.hook.build_model(run=run, role=built_as)
         if model is None:
             raise KdzooError(
@@ -54,12 +56,16 @@ def weights_path(run: Run, role: Role) -> Path | None:
         stage, _, name = role.source.removeprefix("stage:").partition("/")
         return run.inputs[stage] / f"{name or 'student'}.safetensors"
     if role.source != "task":
-        raise KdzooError(f"role {role.name!r}: source {role.source!r} is none of init, init:ROLE, task, stage:NAME")
+        raise KdzooError(
+            f"role {role.name!r}: source {role.source!r} is none of init, init:ROLE, task, stage:NAME"
+        )
     if "teacher" in run.inputs:
         return run.inputs["teacher"] / "student.safetensors"
     teacher = run.task.teacher
     if teacher is None or not teacher.file:
-        raise KdzooError(f"task {run.task.slug!r} has no teacher, but the role {role.name!r} asks for the task's")
+        raise KdzooError(
+            f"task {run.task.slug!r} has no teacher, but the role {role.name!r} asks for the task's"
+        )
     path = catalog.load().paths[run.task.slug].parent / teacher.file
     if not path.exists():
         raise KdzooError(f"the teacher's weights {path} are missing: reinstall the distribution of this task")
@@ -77,7 +83,9 @@ def load_weights(model: nn.Module, path: Path, role: Role) -> None:
     try:
         load_model(model, str(path), strict=True)
     except FileNotFoundError as error:
-        raise KdzooError(f"role {role.name!r}: {path} is missing; run the stage that makes it again") from error
+        raise KdzooError(
+            f"role {role.name!r}: {path} is missing; run the stage that makes it again"
+        ) from error
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise KdzooError(
@@ -96,7 +104,9 @@ def save_weights(run: Run) -> None:
                 try:
                     save_model(run.models[name], str(run.folder / f"{name}.safetensors"))
                 except SafetensorError as error:  # safetensors wraps what the disk said
-                    raise OSError(28 if "os error 28" in str(error) else 5, str(error), str(run.folder)) from error
+                    raise OSError(
+                        28 if "os error 28" in str(error) else 5, str(error), str(run.folder)
+                    ) from error
 
 
 def state_hash(model: nn.Module) -> str:

@@ -123,7 +123,9 @@ class Run:
         self.store: Store | None = None
         self.data_root = Path(spec.data_root) if spec.data_root else None
         self.facts: dict[str, Any] = {}
-        self.terms: dict[str, list[tuple[Tensor, float]]] = {}  # of this step: (total, scale) of each micro-batch
+        self.terms: dict[
+            str, list[tuple[Tensor, float]]
+        ] = {}  # of this step: (total, scale) of each micro-batch
         self.restored: dict[str, Any] | None = None
         self.current_optimizer: torch.optim.Optimizer | None = None
         self.rate: Callable[[int], float] = lambda step: float(self.cfg["lr"])  # learning rate of a step
@@ -234,8 +236,9 @@ class Run:
         hook = self.hook.teacher_signal
         known = hook.get_hookimpls()
         alone = len(known) == 1 and known[0].plugin_name == "core" and "KDZOO_TRACE" not in os.environ
-        answer: Callable[..., Output | None] = known[0].function if alone else hook
-        return answer
+        answer: Any = known[0].function if alone else hook
+        found: Callable[..., Output | None] = answer
+        return found
 
     @property
     def ships(self) -> tuple[str, ...]:
@@ -274,7 +277,9 @@ class Run:
     def keep(self, name: str, thing: Any) -> Any:
         """Put something with ``state_dict`` and ``load_state_dict`` into the checkpoint; a resumed run fills it."""
         if name in self.kept:
-            raise KdzooError(f"run.keep: the name {name!r} is taken; two parts of the state would share one place")
+            raise KdzooError(
+                f"run.keep: the name {name!r} is taken; two parts of the state would share one place"
+            )
         self.kept[name] = thing
         if self.restored is not None and name in self.restored["kept"]:
             thing.load_state_dict(self.restored["kept"][name])
@@ -352,7 +357,9 @@ def as_output(value: Any) -> Output:
         return value
     if isinstance(value, Tensor):
         return Output(logits=value)
-    raise TypeError(f"a model returned {type(value).__name__}, expected kdzoo.method.Output or a tensor of logits")
+    raise TypeError(
+        f"a model returned {type(value).__name__}, expected kdzoo.method.Output or a tensor of logits"
+    )
 
 
 def _moved(value: Any, device: torch.device) -> Any:

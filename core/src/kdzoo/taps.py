@@ -18,17 +18,13 @@ from torch import Tensor, nn
 
 from kdzoo.errors import KdzooError, unknown
 
-_WRAPPERS = ("module", "_orig_mod")
-
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The plain model inside DistributedDataParallel and torch.compile."""
-    while True:
-        inner = next((getattr(module, name) for name in _WRAPPERS if isinstance(getattr(module, name, None), nn.Module)), None)
-        wrapped = isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod")
-        if inner is None or not wrapped:
-            return module
-        module = inner
+    while isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
+        inner = getattr(module, "_orig_mod", None)
+        module = module.module if inner is None else inner  # type: ignore[assignment]
+    return module
 
 
 class Taps:
@@ -62,7 +58,9 @@ class Taps:
                     known = [key for key in modules if key]
                     raise unknown("module path", path, known, f"The model has {len(known)} modules.")
                 if side not in ("", "input"):
-                    raise KdzooError(f"tap {place!r}: got {side!r} after the colon, expected nothing or 'input'")
+                    raise KdzooError(
+                        f"tap {place!r}: got {side!r} after the colon, expected nothing or 'input'"
+                    )
                 self._handles.append(self._attach(modules[path], name, side))
         except KdzooError:
             self.release()
@@ -73,7 +71,9 @@ class Taps:
             while isinstance(value, tuple | list) and value:
                 value = value[0]
             if not isinstance(value, Tensor):
-                raise KdzooError(f"tap {self._places[name]!r}: the module gives {type(value).__name__}, not a tensor")
+                raise KdzooError(
+                    f"tap {self._places[name]!r}: the module gives {type(value).__name__}, not a tensor"
+                )
             if name in self._seen:
                 raise KdzooError(
                     f"tap {self._places[name]!r}: the module ran twice before take(); one of the two values would be "
@@ -109,5 +109,7 @@ class Taps:
     def __enter__(self) -> Taps:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.release()

@@ -139,7 +139,11 @@ def _listen(worker: _Worker, workers: list[_Worker], results: dict[str, Any], ev
     except (EOFError, OSError):
         worker.process.join(timeout=5)
         code = worker.process.exitcode
-        how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code and code < 0 else f"ended ({code})"
+        how = (
+            f"was killed by signal {-code} ({signal.Signals(-code).name})"
+            if code and code < 0
+            else f"ended ({code})"
+        )
         hint = " The machine may be out of memory: try --jobs 1." if code == -signal.SIGKILL else ""
         workers.remove(worker)
         kind, details = "failed", {"error": f"the worker process {how} while it made this stage.{hint}"}
@@ -153,7 +157,9 @@ def _interrupt(workers: list[_Worker]) -> None:
     """Ask every worker to stop at its next whole step, and wait; a second Ctrl-C ends them at once."""
     end = time.monotonic() + _GRACE_SECONDS
     try:
-        while (alive := [worker for worker in workers if worker.process.is_alive()]) and time.monotonic() < end:
+        while (
+            alive := [worker for worker in workers if worker.process.is_alive()]
+        ) and time.monotonic() < end:
             for worker in alive:  # asked again and again: one that still imports does not listen yet
                 os.kill(worker.process.pid, signal.SIGINT)
                 with suppress(EOFError, OSError):  # a full pipe would keep the worker from stopping
@@ -238,7 +244,10 @@ class _Stop:
 
 
 def _make(
-    spec: StageSpec, options: Options, report: Callable[[dict[str, Any]], None], started: Callable[[Any], None]
+    spec: StageSpec,
+    options: Options,
+    report: Callable[[dict[str, Any]], None],
+    started: Callable[[Any], None],
 ) -> tuple[str, dict[str, Any]]:
     import torch
 

@@ -16,7 +16,7 @@ from kdzoo.runs import Run
 Open = Callable[..., Run]
 
 
-@pytest.fixture()
+@pytest.fixture
 def open_arm(tmp_path: Path) -> Open:
     """``open_arm("rkd", "fashion-few-labels", arm="rkd.without-angle", set=("steps=4",))`` -> a Run with its models."""
 

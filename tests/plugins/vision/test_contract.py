@@ -68,7 +68,8 @@ def test_every_switch_changes_the_loss(open_arm: Open, local_use: Use) -> None:
         if switch.tasks and task not in switch.tasks:
             continue
         early, late = (
-            f(open_arm(method, task, arm=f"{method}.without-{name}", set=("steps=4",))) for f in (first_loss, late_loss)
+            f(open_arm(method, task, arm=f"{method}.without-{name}", set=("steps=4",)))
+            for f in (first_loss, late_loss)
         )
         assert late != whole or early != first_loss(open_arm(method, task, set=("steps=4",))), name
 

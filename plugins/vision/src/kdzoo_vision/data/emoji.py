@@ -39,7 +39,8 @@ SIDE = 32  # pixels
 GROUND = 0.5  # grey, in units of 255: black and white drawings are equally visible on it
 MEAN, STD = 0.5, 0.25  # of the pixels that models see, the same for all colours
 
-# Chosen on val with a triplet-trained CNN: at two to three times these strengths Recall@1 was 9 points lower (one seed).
+# Chosen on val with a triplet-trained CNN: two to three times these strengths cost 9 points of Recall@1 (one seed).
+# (one seed).
 SCALE = 0.1  # the drawing's size is multiplied by 1 +- this
 ROTATION = 5.0  # degrees either way
 SHIFT = 1.5  # pixels either way, along each axis

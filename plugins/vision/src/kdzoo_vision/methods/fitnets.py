@@ -46,7 +46,9 @@ def _channels(run: Run, role: str) -> int:
     module.train(modes)
     if name not in features or features[name].dim() != 4:
         maps = ", ".join(key for key, value in features.items() if value.dim() == 4)
-        raise KdzooError(f"{role} has no feature map {name!r} to hint at; its maps are {maps}. Set guided and hint.")
+        raise KdzooError(
+            f"{role} has no feature map {name!r} to hint at; its maps are {maps}. Set guided and hint."
+        )
     return features[name].shape[1]
 
 
@@ -62,9 +64,13 @@ def loss_terms(run: Run, batch: Batch) -> Generator[None, list[dict[str, Term]],
     if run.step < cfg.hint_share * run.steps:
         regressed, hint = run.models["regressor"](student.features[cfg.guided]), teacher.features[cfg.hint]
         if regressed.shape[2:] != hint.shape[2:]:
-            regressed = F.adaptive_avg_pool2d(regressed, hint.shape[2:])
-        return [{"hint": Term(hint_regression(regressed, hint, reduction="sum"), cfg.hint_weight, per="item")}]
+            regressed = F.adaptive_avg_pool2d(regressed, (hint.shape[2], hint.shape[3]))
+        return [
+            {"hint": Term(hint_regression(regressed, hint, reduction="sum"), cfg.hint_weight, per="item")}
+        ]
     if not cfg.kd_weight or student.logits is None or teacher.logits is None:
         return others
-    total = kl_divergence(student.logits, teacher.logits, temperature=cfg.temperature, axis=1, reduction="sum")
+    total = kl_divergence(
+        student.logits, teacher.logits, temperature=cfg.temperature, axis=1, reduction="sum"
+    )
     return [*others, {"kd": Term(total, cfg.kd_weight * cfg.temperature**2, per="item")}]

@@ -48,7 +48,9 @@ def loss_terms(run: Run, batch: Batch) -> dict[str, Term]:
     """The relation losses between the student's and the teacher's embeddings of the batch."""
     cfg = run.cfg
     terms: dict[str, Term] = {}
-    if not any((cfg.distance_weight, cfg.angle_weight, cfg.dark_weight, cfg.attention_weight, cfg.hkd_weight)):
+    if not any(
+        (cfg.distance_weight, cfg.angle_weight, cfg.dark_weight, cfg.attention_weight, cfg.hkd_weight)
+    ):
         return terms
     student, teacher = run.out("student"), run.signal("teacher")
     s_BD, t_BD = student.embedding, teacher.embedding

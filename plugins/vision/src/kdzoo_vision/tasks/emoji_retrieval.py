@@ -56,6 +56,13 @@ def unlabelled() -> Data:
 
     def without_labels(items: Tensor, rows: Tensor, seeds: Tensor | None) -> Batch:
         batch = collate(items, rows, seeds)
-        return replace(batch, labels=torch.full_like(batch.labels, -1), counts={"item": len(rows), "label": 0})
+        return replace(
+            batch, labels=torch.full_like(batch.labels, -1), counts={"item": len(rows), "label": 0}
+        )
 
-    return Data(whole.items, whole.ids, without_labels, hashlib.sha256(f"unlabelled {whole.hash}".encode()).hexdigest())
+    return Data(
+        whole.items,
+        whole.ids,
+        without_labels,
+        hashlib.sha256(f"unlabelled {whole.hash}".encode()).hexdigest(),
+    )
