@@ -54,7 +54,8 @@ def cards() -> list[Path]:  # type: ignore[empty-body]
 
 @hookspec
 def commands() -> dict[str, str]:  # type: ignore[empty-body]
-    """Commands to add to ``kdzoo``: name -> ``module:function``. All; a name given twice is an error.
+    """Commands to add to ``kdzoo``: name -> ``module:function``. All; of a name given twice the first
+    plugin's stays and the second plugin is reported.
 
     When: once, when the command line is built; the module is imported only when its command is called or its help
     line is printed. The function is what Typer takes: annotated parameters, the docstring is the help.
@@ -69,7 +70,8 @@ def commands() -> dict[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def checks() -> dict[str, str]:  # type: ignore[empty-body]
-    """Checks for ``kdzoo doctor``: name -> ``module:function``. All; a name given twice is an error.
+    """Checks for ``kdzoo doctor``: name -> ``module:function``. All; of a name given twice the
+    first plugin's stays and the second plugin is reported.
 
     When: only when ``kdzoo doctor`` runs. The function takes nothing and returns one line that says what was found;
     it raises `KdzooError` with the remedy when something is wrong.

@@ -38,7 +38,7 @@ class RunRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """See DESIGN of records in docs/records.md. `config_hash` covers what can change a number, no times, no hosts."""
+    """docs/records.md describes every field. `config_hash` covers what can change a number, no times, no hosts."""
 
     schema: int = SCHEMA
     id: dict[str, Any]

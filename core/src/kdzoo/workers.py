@@ -95,7 +95,7 @@ def _idle(workers: list[_Worker], options: Options, context: Any, wanted: int) -
     idle = [worker for worker in workers if worker.spec is None]
     while len(workers) < options.jobs and len(idle) < wanted:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, options), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, options, len(workers)), daemon=True)
         with _no_interrupt():
             process.start()
         theirs.close()
@@ -275,8 +275,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _serve(pipe: Connection, options: Options) -> None:
-    """A worker's life: receive a stage, make it, answer."""
+def _take_gpu(spec: StageSpec, place: int) -> None:
+    """Workers share the GPUs out: ``cuda`` without a number is the worker's own."""
+    if spec.device == "cuda":
+        import torch
+
+        torch.cuda.set_device(place % torch.cuda.device_count())
+
+
+def _serve(pipe: Connection, options: Options, place: int) -> None:
+    """A worker's life: receive a stage, make it, answer. `place` numbers the workers from 0."""
     from kdzoo.runs import Stopped
 
     stop = _Stop()
@@ -300,6 +308,7 @@ def _serve(pipe: Connection, options: Options) -> None:
         except (EOFError, OSError):
             return
         try:
+            _take_gpu(spec, place)
             answer = _make(spec, options, report, stop.started)
         except Stopped:
             os._exit(130)

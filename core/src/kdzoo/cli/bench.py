@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -170,6 +171,8 @@ def bench(
                 f"{error.filename or options.root}: {error.strerror or error}. Results could not be kept. Set "
                 "KDZOO_HOME to a folder you may write to, and run the same command again: what is finished is kept."
             ) from error
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
+        return
     if as_json:
         sys.stdout.buffer.write(records.to_json(record))
         sys.stdout.flush()
