@@ -244,7 +244,11 @@ def test_a_lock_nobody_touches_is_taken_over_after_a_minute(tmp_path: Path) -> N
         assert "elsewhere" not in lock.read_text()
 
 
-@pytest.mark.parametrize("owner", ["elsewhere 1 abc", f"{socket.gethostname()} {os.getpid()} abc", ""])
+@pytest.mark.parametrize(
+    "owner",
+    ["elsewhere 1 abc", f"{socket.gethostname()} {os.getpid()} abc", ""],
+    ids=["another host", "this process", "not yet named"],  # a process id in a name would split pytest-xdist
+)
 def test_a_living_lock_is_not_broken(tmp_path: Path, owner: str) -> None:
     """A young lock of another host, of a living process, and one whose owner has not written its name yet."""
     lock = tmp_path / f"{KEY}.lock"
