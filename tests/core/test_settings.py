@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_settings_travel_to_workers() -> None:
     """What was hidden stays unreadable on the other side of a pipe."""
-    cfg = pickle.loads(pickle.dumps(Settings(VALUES, ("lr",), "fit")))
+    here, there = multiprocessing.Pipe()
+    here.send(Settings(VALUES, ("lr",), "fit"))
+    cfg = there.recv()
     assert dict(cfg) == {"lr": 0.1}
     with pytest.raises(KdzooError, match="steps"):
         _ = cfg.steps

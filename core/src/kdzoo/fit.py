@@ -268,9 +268,8 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
 
 def _validate(run: Run) -> None:
     """Measure on `val` and put the numbers on the curves; nothing of it reaches the training state."""
-    if "val" not in run.task.splits or not len(
-        run.data("val")
-    ):  # the papers' recipes keep all data for training
+    # The papers' recipes keep all data for training: their validation split is empty.
+    if "val" not in run.task.splits or not len(run.data("val")):
         return
     with run.validating():
         for part in run.hook.evaluate(run=run, split="val"):
