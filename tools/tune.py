@@ -14,36 +14,18 @@ import argparse
 import itertools
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdzoo import catalog
-from kdzoo.artefacts import dump_json, home, key_of, write_atomic
+from kdzoo.artefacts import dump_json, home, write_atomic
 from kdzoo.errors import KdzooError
-from kdzoo.execute import data_hash, key_content
 from kdzoo.plan import Request, make_plan
 from kdzoo.report.progress import Progress
 from kdzoo.runs import StageSpec
 from kdzoo.workers import Options, run_all
 
 FIRST_SEED = 100
-
-
-def reseeded(specs: list[StageSpec], seed: int) -> list[StageSpec]:
-    """The same stages at another seed, with the keys that belong to it."""
-    keys: dict[str, str] = {}
-    moved = []
-    for spec in specs:
-        new = replace(
-            spec,
-            seed=None if spec.seed is None else seed,
-            needs={name: keys.get(key, key) for name, key in spec.needs.items()},
-        )
-        new = replace(new, key=key_of(key_content(new, data_hash(new))))
-        keys[spec.key] = new.key
-        moved.append(new)
-    return moved
 
 
 def main() -> None:
@@ -68,12 +50,19 @@ def main() -> None:
     specs: dict[str, StageSpec] = {}
     for values in itertools.product(*(choices for _, choices in axes)):
         point = tuple(f"{key}={value}" for (key, _), value in zip(axes, values, strict=True))
-        plan = make_plan(Request(given.method, task=given.task, arms=arm, seeds=1, set=(*given.set, *point)))
-        stages = [spec for spec in plan.runs[(arm, 0)] if spec.stage.name != "evaluate"]
+        request = Request(
+            given.method,
+            task=given.task,
+            arms=arm,
+            seeds=given.seeds,
+            first_seed=FIRST_SEED,
+            set=(*given.set, *point),
+        )
+        plan = make_plan(request)
         for seed in range(FIRST_SEED, FIRST_SEED + given.seeds):
-            moved = reseeded(stages, seed)
-            specs |= {spec.key: spec for spec in moved}
-            fits.setdefault(point, []).append(moved[-1].key)
+            stages = [spec for spec in plan.runs[(arm, seed)] if spec.stage.name != "evaluate"]
+            specs |= {spec.key: spec for spec in stages}
+            fits.setdefault(point, []).append(stages[-1].key)
     with Progress() as progress:
         made = run_all(specs, Options(home(), given.jobs), progress.event)
     rows: list[dict[str, Any]] = []

@@ -11,8 +11,10 @@ from typing import Any
 
 from kdzoo.cards import Baseline, MethodCard, TaskCard
 from kdzoo.catalog import Catalog
+from kdzoo.claim_rows import Claim, metric_names
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Role, Stage, evaluate_stage, fit_stage
+from kdzoo.metric_names import Better
 from kdzoo.settings import Settings, resolve
 
 
@@ -77,6 +79,35 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
                 known.add(name)
                 arms.append(Arm(name, name, cards.methods[name].title))
     return {arm.name: arm for arm in arms}
+
+
+CORE_METRICS: dict[str, Better] = {
+    "agreement": "higher",
+    "teacher_kl": "lower",
+    "ece": "lower",
+    "seconds": "lower",
+    "steps": "lower",
+}
+"""Metrics that core measures on every task that has logits, and costs."""
+
+
+def directions(task: TaskCard) -> dict[str, Better]:
+    """Which way is better, for every metric a claim on this task may name."""
+    return {**CORE_METRICS, **{name: metric.better for name, metric in task.metrics.items()}}
+
+
+def claims_on(card: MethodCard, task: TaskCard) -> list[Claim]:
+    """The claims of a method that speak of this task: of its metrics, and of no arm that only other tasks have."""
+    known = directions(task)
+    bound = {f"{card.slug}.without-{name}": switch.tasks for name, switch in card.switches.items()}
+    bound |= {name: arm.tasks for name, arm in card.arms.items()}
+    absent = {name for name, tasks in bound.items() if tasks and task.slug not in tasks}
+    return [
+        claim
+        for claim in card.claims
+        if all(name.name in known for name in metric_names(claim))
+        and not any(arm.partition("[")[0] in absent for arm in claim.arms)
+    ]
 
 
 def _grid_name(name: str, chosen: Mapping[str, Any]) -> str:
@@ -189,13 +220,17 @@ def settings_of(arm: Arm, cards: Catalog, task: TaskCard, user: Mapping[str, Any
     """All values of an arm."""
     method = cards.method(arm.method) if arm.method else None
     values = resolve(task, method, user, arm.set)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if method and method.couples_batch and ranks > 1:
+    sample_by_sample = not (method and method.couples_batch) and not (
+        task.couples_batch and values.get("task_weight", 1.0)
+    )
+    if arm.name == "teacher" or sample_by_sample:
+        return values
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise KdzooError(
             f"{ranks} processes with {arm.name!r}: its loss couples the samples of a batch, and each process would see "
             "only its share of them. Train it in one process; other arms and seeds can use the other GPUs."
         )
-    if method and method.couples_batch and int(values.get("accumulate", 1)) > 1:
+    if int(values.get("accumulate", 1)) > 1:
         raise KdzooError(
             f"accumulate = {values['accumulate']} with {arm.name!r}: its loss couples the samples of a batch, and its "
             "mean over micro-batches is another loss. Use accumulate = 1 and a batch that fits the memory."

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 
 from kdzoo import plugins, records
+from kdzoo.arms import claims_on, directions
 from kdzoo.artefacts import Store, home, key_of, write_atomic
 from kdzoo.cards import Baseline
 from kdzoo.claims import Results, answer, bootstrap, paired
 from kdzoo.errors import KdzooError
 from kdzoo.method import EVALUATE, FIT
-from kdzoo.plan import Plan, Request, claims_on, directions, make_plan
+from kdzoo.plan import Plan, Request, make_plan
 from kdzoo.records import Record, RunRow
 from kdzoo.workers import Event, Options, run_all
 

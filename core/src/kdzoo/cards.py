@@ -216,7 +216,7 @@ class Baseline(_Card, kw_only=True, frozen=True):
 
 
 class TaskCard(_Card, kw_only=True, frozen=True):
-    """A task: a problem to train on, shared by methods."""
+    """A task: a problem to train on, shared by methods. `couples_batch`: its own loss is not a sum over samples."""
 
     slug: str
     title: str
@@ -232,6 +232,7 @@ class TaskCard(_Card, kw_only=True, frozen=True):
     metrics: dict[str, MetricCard]
     streams: list[Stream]
     params: dict[str, Param]
+    couples_batch: bool = False
     teacher: ShippedTeacher | None = None
     kd: Baseline | str = "none: no plain baseline is defined for this task"
     simulated: str = ""

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,10 +22,13 @@ from kdzoo import builtin, catalog, plugins
 from kdzoo.artefacts import Store, disk_errors, key_of, write_atomic
 from kdzoo.device import Device, launched_ranks, open_device
 from kdzoo.errors import KdzooError
+from kdzoo.hookspecs import PROJECT
 from kdzoo.method import Stage
 from kdzoo.runs import Run, StageSpec
 from kdzoo.settings import Settings, restrict
 from kdzoo.task import Data
+
+MARK = f"{PROJECT}_impl"  # what pluggy's marker leaves on a hook implementation
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -82,15 +86,19 @@ def teacher_hash(spec: StageSpec) -> str | None:
 
 
 def source_hash(spec: StageSpec) -> str:
-    """sha256 over the code of the stage's function and of the task's and method's modules.
+    """sha256 over the code of the stage's function and of every hook of the task and the method.
 
-    Over the code as Python reads it: layout, comments and docstrings change no result.
+    Over the code as Python reads it: layout, comments and docstrings change no result. A hook that a task imports
+    from a module it shares with others counts with that whole module.
     """
-    module, _, _ = spec.stage.call.partition(":")
+    module = importlib.import_module(spec.stage.call.partition(":")[0]).__name__
     cards = catalog.load()
-    files = [importlib.import_module(module), cards.module(spec.task)]
-    files += [cards.module(spec.method)] if spec.method else []
-    return hashlib.sha256("".join(_code(part) for part in files).encode()).hexdigest()[:16]
+    plugged = [cards.module(spec.task), *([cards.module(spec.method)] if spec.method else [])]
+    names = {module, *(part.__name__ for part in plugged)}
+    names |= {hook.__module__ for part in plugged for hook in vars(part).values() if hasattr(hook, MARK)}
+    return hashlib.sha256("".join(_code(sys.modules[name]) for name in sorted(names)).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _code(module: ModuleType) -> str:

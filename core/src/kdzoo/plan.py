@@ -10,12 +10,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdzoo import catalog, execute, plugins
-from kdzoo.arms import Arm, arms_of, roles_of, select, settings_of, ships_of, stages_of
+from kdzoo.arms import (
+    Arm,
+    arms_of,
+    claims_on,
+    directions,
+    roles_of,
+    select,
+    settings_of,
+    ships_of,
+    stages_of,
+)
 from kdzoo.artefacts import key_of
 from kdzoo.cards import Baseline, MethodCard, TaskCard
-from kdzoo.claim_rows import Claim, metric_names, validate
+from kdzoo.claim_rows import validate
 from kdzoo.errors import KdzooError, unknown
-from kdzoo.metric_names import Better
 from kdzoo.runs import StageSpec
 from kdzoo.settings import defined, parse_assignments, resolve
 
@@ -30,6 +39,7 @@ class Request:
     task: str | None = None
     profile: str = "local"
     seeds: int = 3
+    first_seed: int = 0
     arms: str = "default"
     set: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
@@ -118,38 +128,10 @@ def make_plan(request: Request) -> Plan:
         values = plan.settings[arm.name] = settings_of(arm, cards, task, user)
         stages = stages_of(arm, cards, task, values)
         seeded = arm.name != "teacher"
-        for seed in range(request.seeds) if seeded else [None]:
+        seeds = range(request.first_seed, request.first_seed + request.seeds)
+        for seed in seeds if seeded else [None]:
             plan.runs[(arm.name, seed)] = _specs(plan, arm, seed, stages, values, alone, versions, cards)
     return plan
-
-
-CORE_METRICS: dict[str, Better] = {
-    "agreement": "higher",
-    "teacher_kl": "lower",
-    "ece": "lower",
-    "seconds": "lower",
-    "steps": "lower",
-}
-"""Metrics that core measures on every task that has logits, and costs."""
-
-
-def directions(task: TaskCard) -> dict[str, Better]:
-    """Which way is better, for every metric a claim on this task may name."""
-    return {**CORE_METRICS, **{name: metric.better for name, metric in task.metrics.items()}}
-
-
-def claims_on(card: MethodCard, task: TaskCard) -> list[Claim]:
-    """The claims of a method that speak of this task: of its metrics, and of no arm that only other tasks have."""
-    known = directions(task)
-    bound = {f"{card.slug}.without-{name}": switch.tasks for name, switch in card.switches.items()}
-    bound |= {name: arm.tasks for name, arm in card.arms.items()}
-    absent = {name for name, tasks in bound.items() if tasks and task.slug not in tasks}
-    return [
-        claim
-        for claim in card.claims
-        if all(name.name in known for name in metric_names(claim))
-        and not any(arm.partition("[")[0] in absent for arm in claim.arms)
-    ]
 
 
 def _smoke() -> dict[str, Any]:

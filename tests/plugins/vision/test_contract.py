@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from kdzoo import catalog
+from kdzoo.arms import claims_on
 from kdzoo.artefacts import Store
 from kdzoo.bench import make_record
+from kdzoo.errors import KdzooError
+from kdzoo.execute import source_hash
 from kdzoo.fit import StepModule
 from kdzoo.plan import Request, make_plan
 from kdzoo.runs import Run
@@ -107,3 +110,37 @@ def test_student_starts_alike_in_all_arms(tmp_path: Path, seed: int) -> None:
     assert len({row.init_hash for row in rows}) == 1
     assert len({row.order_hash for row in rows}) == 1
     assert len({row.steps for row in rows}) == 1
+
+
+def test_every_claim_fits_a_task() -> None:
+    """A misspelt metric must not make a claim vanish from every bench."""
+    cards = catalog.load()
+    for card in cards.methods.values():
+        answered = [claim for task in card.tasks for claim in claims_on(card, cards.tasks[task])]
+        assert all(claim in answered for claim in card.claims), card.slug
+
+
+def test_a_loss_that_couples_the_batch_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of the triplet loss over two half batches is another loss than the student's in the record."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(KdzooError, match="2 processes with 'student'"):
+        make_plan(Request("fitnets", task="emoji-retrieval"))
+    make_plan(Request("hinton-kd"))
+
+
+def test_code_that_tasks_share_counts_as_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed triplet loss must not pass for unchanged because it is not in the task's own file."""
+    spec = next(iter(make_plan(Request("rkd", smoke=True)).specs.values()))
+    before = source_hash(spec)
+    monkeypatch.setattr(
+        "kdzoo.execute._code", lambda module: module.__name__.replace("vision.retrieval", "changed")
+    )
+    named = source_hash(spec)
+    monkeypatch.setattr("kdzoo.execute._code", lambda module: module.__name__)
+    assert len({before, named, source_hash(spec)}) == 3
+
+
+def test_seeds_may_begin_elsewhere() -> None:
+    """A search on the records' own seeds would choose what fits their luck."""
+    plan = make_plan(Request("hinton-kd", seeds=2, first_seed=100))
+    assert {seed for arm, seed in plan.runs if arm == "student"} == {100, 101}
