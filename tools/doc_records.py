@@ -13,6 +13,7 @@ from kdzoo.arms import arms_of
 from kdzoo.cards import MethodCard, TaskCard, TaskUse
 from kdzoo.catalog import Catalog
 from kdzoo.claims import MIN_SEEDS_COMMITTED, combined
+from kdzoo.controls import controls_of
 from kdzoo.errors import KdzooError
 from kdzoo.records import Record, RunRow
 from kdzoo.report import table as tables
@@ -35,7 +36,8 @@ def read_records(folder: Path, cards: Catalog) -> Records:
             remedy = f"Make it again: {bench_command(slug, task, record=True)}"
             raise KdzooError(f"{path.name} {'; '.join(problems)}. {remedy}")
         # JSON sorts keys by name; people read teacher, student, baseline, method.
-        order = arms_of(cards, cards.method(slug), cards.task(task))
+        order = [*arms_of(cards, cards.method(slug), cards.task(task))]
+        order += [arm for arm in controls_of(cards.method(slug), cards.task(task))[0] if arm in record.arms]
         record.arms = {arm: record.arms[arm] for arm in order}
         found[(slug, task)] = record
     return found
@@ -64,7 +66,8 @@ def outdated(record: Record, cards: Catalog) -> list[str]:
     arms = arms_of(cards, card, task).keys()
     if missing := arms - record.arms.keys():
         problems.append(f"lacks arms of the card: {', '.join(sorted(missing))}")
-    if unknown := record.arms.keys() - arms:
+    controls, _ = controls_of(card, task)
+    if unknown := record.arms.keys() - arms - controls.keys():
         problems.append(f"has arms that the card no longer has: {', '.join(sorted(unknown))}")
     if unknown := {str(claim["claim"]) for claim in record.claims} - {
         str(claim.claim) for claim in card.claims
@@ -123,6 +126,9 @@ def result(record: Record, task: TaskCard) -> list[str]:
         f"`{name}` differs from the student arm in {', '.join(arm['differs'])}: {arm['why']}"
         for name, arm in record.arms.items()
         if arm["differs"]
+    ]
+    notes += [
+        f"† `{name}` is a control: {arm['text']}" for name, arm in record.arms.items() if arm.get("control")
     ]
     shared = [f"`{row.arm}`" for row in record.runs if row.seed is None]
     if shared:

@@ -141,6 +141,14 @@ def test_claims_bring_the_arms_of_other_methods(write_cards: Any) -> None:
     assert not arms["my-kd"].default
 
 
+def test_a_claim_about_another_task_brings_no_arm(write_cards: Any) -> None:
+    """A bench must not train a method for a claim on a metric that this task does not have."""
+    claim = '[[claims]]\nclaim = 1\nkind = "order"\nmetric = "test/recall@1"\narms = ["toy-kd", "my-kd"]\n'
+    found = cards_of(write_cards, method=ARMS + claim)
+    add_method(found, "my-kd", (claim, ""))
+    assert "my-kd" not in arms_of(found, found.methods["toy-kd"], found.tasks["toy-task"])
+
+
 # --- --arms -------------------------------------------------------------------------------------------------------
 
 
@@ -241,13 +249,30 @@ def test_accumulation_is_refused_where_the_batch_couples(write_cards: Any, where
 
 def test_roles_and_what_ships(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
     """The student alone builds no teacher; the teacher's arm ships the teacher."""
-    assert [role.name for role in roles_of(arms["student"], found)] == ["student"]
-    assert [(role.name, role.kind) for role in roles_of(arms["toy-kd"], found)] == [
+    task = found.tasks["toy-task"]
+    assert [role.name for role in roles_of(arms["student"], found, task)] == ["student"]
+    assert [(role.name, role.kind) for role in roles_of(arms["toy-kd"], found, task)] == [
         ("student", "train"),
         ("teacher", "frozen"),
     ]
-    assert ships_of(arms["teacher"], found) == ("teacher",)
-    assert ships_of(arms["toy-kd"], found) == ("student",)
+    assert ships_of(arms["teacher"], found, task) == ("teacher",)
+    assert ships_of(arms["toy-kd"], found, task) == ("student",)
+
+
+def test_a_task_may_train_several_models(write_cards: Any) -> None:
+    """A task of two models must not hand its student arm one that is called student, nor ship only that."""
+    roles = 'roles = { wide = {}, deep = {}, wide-ema = { kind = "own" } }\nships = ["wide-ema"]\n'
+    found = cards_of(write_cards, task=('kind = "classification"\n', 'kind = "classification"\n' + roles))
+    task = found.tasks["toy-task"]
+    arms = arms_of(found, found.methods["toy-kd"], task)
+    assert [(role.name, role.kind) for role in roles_of(arms["student"], found, task)] == [
+        ("wide", "train"),
+        ("deep", "train"),
+        ("wide-ema", "own"),
+    ]
+    assert ships_of(arms["student"], found, task) == ("wide-ema",)
+    assert stages_of(arms["student"], found, task, {})[-1].roles[0].source == "stage:fit/wide-ema"
+    assert ships_of(arms["toy-kd"], found, task) == ("student",)
 
 
 def plan_of(name: str, found: catalog.Catalog, arms: dict[str, Arm]) -> list[Any]:
@@ -292,3 +317,22 @@ def test_a_pipelines_own_plan_and_until(found: catalog.Catalog, arms: dict[str, 
     stopped = {"toy-kd": replace(arms["toy-kd"], until="prone")}
     with pytest.raises(KdzooError, match=r"unknown stage 'prone'\. Did you mean prune\?"):
         plan_of("toy-kd", found, stopped)
+
+
+def test_a_plan_may_name_who_else_is_to_be_measured(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
+    """A method with teachers of its own would be measured against the task's alone; a stage left out has no weights."""
+    found.paths["toy-kd"].with_name("toy_kd.py").write_text(
+        "from kdzoo.method import Role, Stage, evaluate_stage, fit_stage\n"
+        "def plan(cfg):\n"
+        "    mine, late = Role('mine', 'own', 'stage:mine/student'), Role('late', 'frozen', 'stage:late')\n"
+        "    shown = evaluate_stage(roles=(Role('student'), mine, late))\n"
+        "    return [fit_stage('mine'), fit_stage(needs=('mine',)), Stage('late', 'm:f', ('fit',)), shown]\n"
+    )
+    last = plan_of("toy-kd", found, {"toy-kd": replace(arms["toy-kd"], until="fit")})[-1]
+    assert last.needs == ("fit", "teacher", "mine")
+    assert [(role.name, role.kind, role.source) for role in last.roles or ()] == [
+        ("student", "frozen", "stage:fit/student"),
+        ("teacher", "frozen", "task"),
+        ("mine", "frozen", "stage:mine/student"),
+    ]
+    assert plan_of("toy-kd", found, arms)[-1].needs == ("late", "teacher", "mine")

@@ -17,7 +17,7 @@ from kdzoo import losses
 MODULES = sorted(f"kdzoo.losses.{found.name}" for found in pkgutil.iter_modules(losses.__path__))
 
 
-@pytest.mark.parametrize("name", [*MODULES, "kdzoo.metrics"])
+@pytest.mark.parametrize("name", [*MODULES, "kdzoo.cka", "kdzoo.label_metrics", "kdzoo.metrics"])
 def test_examples_run(name: str) -> None:
     """An example that was never tried, or whose output has changed."""
     result = doctest.testmod(importlib.import_module(name))

@@ -41,6 +41,7 @@ LIGHT = (
     "method",
     "task",
     "arms",
+    "signal_choice",
 )
 HEAVY = {"torch", "numpy", "scipy", "torchvision", "timm", "accelerate", "safetensors", "sklearn", "PIL"}
 

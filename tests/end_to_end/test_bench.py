@@ -52,6 +52,13 @@ def test_record_holds_every_run_and_what_it_was(smoke: tuple[Record, Path, Path]
         assert facts["params"] > 0
         assert facts["flops"] > 0
         assert facts["latency_ms"] > 0
+        (bins,) = row.reliability.values()
+        gaps = [
+            count * abs(hit - sure)
+            for count, hit, sure in zip(bins["count"], bins["accuracy"], bins["confidence"], strict=True)
+            if count
+        ]
+        assert sum(gaps) / sum(bins["count"]) == pytest.approx(row.metrics["test/ece"]["value"])
         if row.seed is not None:
             assert row.steps == 3
             assert row.cost["seconds"] > 0

@@ -60,7 +60,7 @@ def test_a_wheel_holds_what_the_source_holds(wheels: dict[str, Path], name: str,
     ("name", "licence", "files"),
     [
         ("kdzoo", "Apache-2.0", ["LICENSE"]),
-        ("kdzoo_vision", "Apache-2.0 AND MIT AND CC-BY-4.0", ["LICENSE", "NOTICE"]),
+        ("kdzoo_vision", "Apache-2.0 AND MIT AND CC-BY-4.0 AND Unicode-3.0", ["LICENSE", "NOTICE"]),
     ],
 )
 def test_a_wheel_carries_its_licences(wheels: dict[str, Path], name: str, licence: str, files: list[str]):

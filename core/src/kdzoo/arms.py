@@ -28,7 +28,11 @@ class Arm:
         set: what the arm changes in the settings.
         default: part of the plain bench.
         differs: what differs by design from the student arm (steps, init, order, size), with `why`.
+        control: whether it is there to be held against, not to be good.
         until: name of the stage after which the arm is evaluated; empty for the whole plan.
+        extensions: active in this arm alone, beside those that ``--with`` names.
+        random_teacher: the task's teacher has random weights here.
+        settled_by: what a setting of the arm waits for (`kdzoo.controls`): "time", "entropy", or nothing.
     """
 
     name: str
@@ -40,6 +44,9 @@ class Arm:
     why: str = ""
     control: bool = False
     until: str = ""
+    extensions: tuple[str, ...] = ()
+    random_teacher: bool = False
+    settled_by: str = ""
 
 
 def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
@@ -73,7 +80,7 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
             chosen = dict(zip(arm.grid, values, strict=True))
             arms.append(replace(plain, name=_grid_name(name, chosen), set={**arm.set, **chosen}))
     known = {arm.name for arm in arms}
-    for claim in card.claims:
+    for claim in claims_on(card, task):
         for name in claim.arms:
             if name not in known and name in cards.methods and task.slug in cards.methods[name].tasks:
                 known.add(name)
@@ -125,7 +132,7 @@ def select(arms: Mapping[str, Arm], wanted: str, task: TaskCard) -> dict[str, Ar
     Teacher and student always come along: without them no other number means anything.
     """
     chosen = {"teacher", "student"}
-    patterns = [part.strip() for part in _split(wanted) if part.strip()]
+    patterns = [part.strip() for part in split(wanted) if part.strip()]
     if not patterns:
         raise KdzooError(f"--arms got {wanted!r}, expected 'default', 'all', or names: {', '.join(arms)}")
     for pattern in patterns:
@@ -145,7 +152,7 @@ def select(arms: Mapping[str, Arm], wanted: str, task: TaskCard) -> dict[str, Ar
     return {name: arm for name, arm in arms.items() if name in chosen}
 
 
-def _split(text: str) -> Iterable[str]:
+def split(text: str) -> Iterable[str]:
     """Split at commas outside square brackets: grid arms have commas in their names."""
     depth, part = 0, ""
     for letter in text:
@@ -158,17 +165,23 @@ def _split(text: str) -> Iterable[str]:
     yield part
 
 
-def roles_of(arm: Arm, cards: Catalog) -> tuple[Role, ...]:
+def roles_of(arm: Arm, cards: Catalog, task: TaskCard) -> tuple[Role, ...]:
     """The roles of an arm's fit, in card order."""
-    if arm.method is None:
-        return (Role("student"),)
-    return tuple(role.role(name) for name, role in cards.method(arm.method).roles.items())
+    roles = cards.method(arm.method).roles if arm.method else task.roles
+    return _taught(arm, (role.role(name) for name, role in roles.items()))
+
+
+def _taught(arm: Arm, roles: Iterable[Role]) -> tuple[Role, ...]:
+    """The roles of an arm; where its teacher is to be random, the task's teacher gets no weights."""
+    if not arm.random_teacher:
+        return tuple(roles)
+    return tuple(replace(role, source="random") if role.source == "task" else role for role in roles)
 
 
 def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any]) -> list[Stage]:
     """The plan of an arm: the task's teacher if it is to be trained, the method's stages, the evaluation."""
-    roles = roles_of(arm, cards)
-    ships = ships_of(arm, cards)
+    roles = roles_of(arm, cards, task)
+    ships = ships_of(arm, cards, task)
     teacher_trained = task.teacher is not None and not task.teacher.file
     stages: list[Stage] = []
     if teacher_trained:
@@ -185,7 +198,12 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
         own: list[Stage] = list(module.plan(Settings(values, ("*",), "plan")))
     else:
         own = [fit_stage()]
-    own = [stage for stage in own if stage.name != "evaluate"]
+    beside = [role for stage in own if stage.name == "evaluate" for role in stage.roles or ()]
+    own = [
+        stage if stage.roles is None else replace(stage, roles=_taught(arm, stage.roles))
+        for stage in own
+        if stage.name != "evaluate"
+    ]
     if teacher_trained:  # a plan need not know whether the task's teacher is shipped or a stage
         own = [
             replace(s, needs=(*s.needs, "teacher")) if _asks(s.roles if s.roles is not None else roles) else s
@@ -203,17 +221,27 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
     if task.teacher is not None and "teacher" not in ships:
         shown += (Role("teacher", "frozen", "task"),)
     needs = (last, "teacher") if teacher_trained else (last,)
+    # Who taught where it was not the task's teacher: the method measures against it beside core's own measures.
+    made, known = {stage.name for stage in own}, {role.name for role in shown}
+    beside = [role for role in beside if role.name not in known and _maker(role) in made]
+    needs = tuple(dict.fromkeys((*needs, *map(_maker, beside))))
+    shown += tuple(replace(role, kind="frozen") for role in beside)
     return [*stages, *own, replace(evaluate_stage(last), needs=needs, reads=("*",), roles=shown)]
+
+
+def _maker(role: Role) -> str:
+    """The stage whose artefact holds a role's weights."""
+    return role.source.removeprefix("stage:").partition("/")[0]
 
 
 def _asks(roles: Iterable[Role]) -> bool:
     return any(role.source == "task" for role in roles)
 
 
-def ships_of(arm: Arm, cards: Catalog) -> tuple[str, ...]:
+def ships_of(arm: Arm, cards: Catalog, task: TaskCard) -> tuple[str, ...]:
     if arm.name == "teacher":
         return ("teacher",)
-    return tuple(cards.method(arm.method).ships) if arm.method else ("student",)
+    return tuple(cards.method(arm.method).ships if arm.method else task.ships)
 
 
 def settings_of(arm: Arm, cards: Catalog, task: TaskCard, user: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,10 +88,10 @@ def key_of(content: Any) -> str:
 
 
 class Store:
-    """Artefacts by key, in ``<root>/artefacts``."""
+    """Artefacts by key, in ``<root>/artefacts``, or in another folder for artefacts of another kind."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root / "artefacts"
+    def __init__(self, root: Path, kind: str = "artefacts") -> None:
+        self.root = root / kind
         self._verified: set[str] = set()
 
     def folder(self, key: str) -> Path:
@@ -109,22 +109,23 @@ class Store:
             return None
         try:
             manifest: dict[str, Any] = json.loads(content)
-            whole = manifest.pop("sha256") == _manifest_hash(manifest)
+            whole = manifest.pop("sha256") == manifest_hash(manifest)
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
-            self._set_aside(key, MANIFEST)
+            self.set_aside(key, MANIFEST)
             return None
         if key not in self._verified:
             for name, expected in manifest["files"].items():
                 file = self.folder(key) / name
                 if not file.exists() or file_hash(file) != expected:
-                    self._set_aside(key, name)
+                    self.set_aside(key, name)
                     return None
             self._verified.add(key)
         return manifest
 
-    def _set_aside(self, key: str, name: str) -> None:
+    def set_aside(self, key: str, name: str) -> None:
+        """Rename a damaged artefact, of which the file `name` is wrong, and warn."""
         import warnings
 
         aside = self.root / f"{key}.damaged-{time.time_ns()}"
@@ -132,7 +133,7 @@ class Store:
             os.replace(self.folder(key), aside)
         warnings.warn(
             f"artefact {key[:8]}: {name} does not have the hash it was written with; the folder is kept as "
-            f"{aside.name} and the stage is made again",
+            f"{aside.name} and it is made again",
             stacklevel=3,
         )
 
@@ -145,7 +146,7 @@ class Store:
             passing = [name for name in names if name == MANIFEST or name.startswith((".", "checkpoint"))]
             files = {name: file_hash(part / name) for name in names if name not in passing}
             manifest = {**manifest, "files": files}
-            write_atomic(part / MANIFEST, dump_json({**manifest, "sha256": _manifest_hash(manifest)}))
+            write_atomic(part / MANIFEST, dump_json({**manifest, "sha256": manifest_hash(manifest)}))
             for name in passing:  # only now: until the manifest is on the disk the checkpoint is all there is
                 if name != MANIFEST:
                     (part / name).unlink()
@@ -157,6 +158,11 @@ class Store:
         if whole:
             shutil.rmtree(self.folder(key), ignore_errors=True)
             self._verified.discard(key)
+
+    def is_locked(self, key: str) -> bool:
+        """Whether somebody who is alive holds the right to make `key`."""
+        path = self.root / f"{key}.lock"
+        return path.exists() and not _break_if_stale(path)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
@@ -185,7 +191,7 @@ class Store:
                 path.unlink(missing_ok=True)
 
 
-def _manifest_hash(manifest: dict[str, Any]) -> str:
+def manifest_hash(manifest: dict[str, Any]) -> str:
     """sha256 over the content of a manifest, whatever its layout."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 

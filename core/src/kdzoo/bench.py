@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from kdzoo import plugins, records
+from kdzoo import controls, plugins, records
 from kdzoo.arms import claims_on, directions
 from kdzoo.artefacts import Store, home, key_of, write_atomic
 from kdzoo.cards import Baseline
@@ -35,11 +35,18 @@ def run_bench(
     """Run all arms and seeds and write the record; returns it and the folder it lies in."""
     plan = make_plan(request)
     check_writable(options.root)
+    store = Store(options.root)
+    if settled := controls.known(plan, store):
+        plan = make_plan(request, settled)
     planned(plan)
     made = run_all(plan.specs, options, event)
+    if plan.pending:
+        plan = make_plan(request, settled | controls.measure(plan, made, store))
+        planned(plan.without(made))
+        made = run_all(plan.specs, options, event, made)
     main = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process measures and writes
     latencies = _latencies(plan, made, options) if measure_latency and main else {}
-    record = make_record(plan, made, Store(options.root), command, latencies)
+    record = make_record(plan, made, store, command, latencies)
     folder = options.root / "benches" / f"{plan.card.slug}-{plan.task.slug}-{record.config_hash[:12]}"
     if main:
         records.write(record, folder / "record.json")
@@ -79,15 +86,19 @@ def make_record(
 ) -> Record:
     """Put together what the stages left."""
     request = plan.request
-    rows = [_row(plan, arm, seed, made, latencies) for arm, seed in plan.runs]
-    _refuse_undeclared(plan, rows)
+    rows = [run_row(plan, arm, seed, made, latencies) for arm, seed in plan.runs]
+    refuse_undeclared(plan, rows)
+    controls.warn_of_idle(rows, plan.card.slug)
+    unsaid = ("data_root", *(() if request.controls else ("controls",)))
+    unsaid += ("signals",) if request.signals == "live" else ()
     config = {
-        "request": {k: v for k, v in asdict(request).items() if k not in ("data_root",)},
+        "request": {k: v for k, v in asdict(request).items() if k not in unsaid},
         "settings": plan.settings,
         "task": plan.task.slug,
         "data": sorted(set(plan.data.values())),
+        **({"left_out": plan.left_out} if plan.left_out else {}),
     }
-    results = _results(rows)
+    results = results_of(rows)
     better = directions(plan.task)
     answers = [
         answer(claim, results, better, list(plan.all_arms)) for claim in claims_on(plan.card, plan.task)
@@ -117,6 +128,7 @@ def make_record(
                 "differs": list(arm.differs),
                 "why": arm.why,
                 "control": arm.control,
+                **({"extensions": plugins.extension_versions(arm.extensions)} if arm.extensions else {}),
                 "baseline": isinstance(plan.task.kd, Baseline) and plan.task.kd.method == name,
             }
             for name, arm in plan.arms.items()
@@ -149,7 +161,7 @@ def _stage_row(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in kept}
 
 
-def _row(
+def run_row(
     plan: Plan, arm: str, seed: int | None, made: Manifests, latencies: Mapping[str, Mapping[str, float]]
 ) -> RunRow:
     """One arm at one seed, its costs added over its own stages."""
@@ -181,6 +193,14 @@ def _row(
         for m in manifests
         if m.get("source_changed")
     ]
+    warnings += [
+        f"{part} of {signal} as recorded and live differ by {fact['apart']:.1g} of the largest value in the first "
+        "batch: the teacher's kernels treat batches of other sizes otherwise, so this is not the live result to the bit"
+        for m in own
+        for signal, facts in m["facts"].get("signals", {}).items()
+        for part, fact in facts.items()
+        if part != "live" and not fact["exact"]
+    ]
     return RunRow(
         arm=arm,
         seed=seed,
@@ -195,11 +215,12 @@ def _row(
         items=last["key"] if any(name == "items.safetensors" for name in last["files"]) else None,
         cost=cost,
         ships=ships,
+        reliability=last["facts"].get("reliability", {}),
         warnings=warnings,
     )
 
 
-def _refuse_undeclared(plan: Plan, rows: list[RunRow]) -> None:
+def refuse_undeclared(plan: Plan, rows: list[RunRow]) -> None:
     """An arm that had another start, order or budget than the student at the same seed must have said so."""
     for row in rows:
         alone = next((r for r in rows if r.arm == "student" and r.seed == row.seed), None)
@@ -229,7 +250,7 @@ def _refuse_undeclared(plan: Plan, rows: list[RunRow]) -> None:
             )
 
 
-def _results(rows: list[RunRow]) -> Results:
+def results_of(rows: list[RunRow]) -> Results:
     """What `claims.answer` reads."""
     done = [row for row in rows if row.status == "done"]
 
@@ -248,14 +269,20 @@ def _results(rows: list[RunRow]) -> Results:
 
 
 def _comparisons(plan: Plan, rows: list[RunRow], store: Store) -> list[dict[str, Any]]:
-    """Paired differences of every arm to the student and to the baseline, on every declared test metric."""
-    results = _results(rows)
+    """Paired differences of every arm to the student and to the baseline, on every declared test metric.
+
+    A metric that is measured of several models or on subsets, ``test/knn[model=cnn]``, is compared in each of them.
+    """
+    results = results_of(rows)
     against = ["student"]
     if isinstance(plan.task.kd, Baseline) and plan.task.kd.method in plan.arms:
         against.append(plan.task.kd.method)
-    found = []
+    measured = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    names: list[str] = []
     for metric in plan.task.metrics:
-        name = f"test/{metric}"
+        names += [f"test/{metric}", *(name for name in measured if name.startswith(f"test/{metric}["))]
+    found = []
+    for name in names:
         for arm in plan.arms:
             for other in against:
                 if arm == other or arm not in results.values or other not in results.values:
@@ -263,7 +290,8 @@ def _comparisons(plan: Plan, rows: list[RunRow], store: Store) -> list[dict[str,
                 mine = {seed: values.get(name) for seed, values in results.values[arm].items()}
                 theirs = {seed: values.get(name) for seed, values in results.values[other].items()}
                 row = {"arms": [arm, other], "metric": name, **msgspec.structs.asdict(paired(mine, theirs))}
-                interval = _item_interval(arm, other, name, rows, store)
+                # The numbers of a smoke run mean nothing: seconds of resampling would be spent on noise.
+                interval = None if plan.request.smoke else _item_interval(arm, other, name, rows, store)
                 if interval is not None:
                     row["items_low"], row["items_high"] = interval
                 found.append(row)

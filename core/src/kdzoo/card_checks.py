@@ -32,17 +32,8 @@ def method_problems(card: MethodCard) -> list[str]:
             problems.append(f"arms: {name!r} must begin with '{card.slug}.'")
         if arm.differs and not arm.why:
             problems.append(f"arms.{name}: differs = {arm.differs} needs a why")
-    for name, role in card.roles.items():
-        if role.kind == "frozen" and role.source == "init":
-            problems.append(f"roles.{name}: a frozen role needs a source (task, or stage:NAME)")
-        kind, _, rest = role.source.partition(":")
-        if role.source not in ("init", "task") and not (kind in ("init", "stage") and rest):
-            problems.append(
-                f"roles.{name}: source {role.source!r}, expected init, init:ROLE, task or stage:NAME[/ROLE]"
-            )
-    for name in card.ships:
-        if name not in card.roles:
-            problems.append(f"ships: {name!r} is not in [roles]")
+    problems += _role_problems(card)
+    problems += _need_problems(card)
     for where, named in _task_lists(card):
         if lost := [task for task in named if task not in card.tasks]:
             problems.append(f"{where}.tasks: {lost[0]!r} is not in [tasks], so the arm would never exist")
@@ -76,6 +67,31 @@ def method_problems(card: MethodCard) -> list[str]:
     return problems
 
 
+def _role_problems(card: MethodCard | TaskCard) -> list[str]:
+    """Roles that could not be built, and names that ship but are no role."""
+    problems = []
+    for name, role in card.roles.items():
+        if role.kind == "frozen" and role.source == "init":
+            problems.append(f"roles.{name}: a frozen role needs a source (task, or stage:NAME)")
+        kind, _, rest = role.source.partition(":")
+        if role.source not in ("init", "task") and not (kind in ("init", "stage") and rest):
+            problems.append(
+                f"roles.{name}: source {role.source!r}, expected init, init:ROLE, task or stage:NAME[/ROLE]"
+            )
+    return problems + [f"ships: {name!r} is not in [roles]" for name in card.ships if name not in card.roles]
+
+
+def _need_problems(card: MethodCard) -> list[str]:
+    """Settings named by `needs` and `layers` that the method does not have."""
+    named = [(f"needs.{output}", setting) for output, setting in card.needs.items() if setting]
+    named += [("layers", setting) for layer in card.layers for setting in (layer.student, layer.teacher)]
+    return [
+        str(unknown("setting", setting, card.params, f"It is named in [{where}]."))
+        for where, setting in named
+        if setting not in card.params
+    ]
+
+
 def _name_problems(params: dict[str, Param]) -> list[str]:
     """``cfg.items`` would be the method of a mapping, never the setting: such names cannot be read."""
     taken = ("get", "items", "keys", "values")
@@ -98,6 +114,7 @@ def task_problems(card: TaskCard) -> list[str]:
     primary = [name for name, metric in card.metrics.items() if metric.primary]
     if len(primary) != 1:
         problems.append(f"metrics: exactly one needs primary = true, got {len(primary)}")
+    problems += _role_problems(card)
     for stream in card.streams:
         if stream.split not in card.splits:
             problems.append(f"streams: split {stream.split!r} is not in splits = {card.splits}")

@@ -134,8 +134,25 @@ class TaskUse(_Card, kw_only=True, frozen=True):
     text: str = ""
 
 
+class LayerNeed(_Card, kw_only=True, frozen=True):
+    """Settings that name the layers a method compares: one of the student, one of the teacher, which may be the same.
+
+    `match` says how alike the two must be: "any" (the method brings channels and size together; only the number of
+    dimensions must agree), "grid" (equal height and width), "shape" (all of it).
+    """
+
+    student: str
+    teacher: str
+    match: Literal["any", "grid", "shape"] = "any"
+
+
 class MethodCard(_Card, kw_only=True, frozen=True):
-    """A method: one paper's way to distil."""
+    """A method: one paper's way to distil.
+
+    `teacher` lists what it uses of a teacher. `needs` says what it cannot do without: an output, and the setting
+    without which (0, false) it is not needed after all, or "" for always. `layers` and `aligns` (what the method itself
+    brings together where the two sides differ) are read by `kdzoo.pairs`.
+    """
 
     slug: str
     title: str
@@ -145,7 +162,10 @@ class MethodCard(_Card, kw_only=True, frozen=True):
     knowledge: list[Literal["response", "feature", "relation", "attention", "parameter", "data", "text"]]
     scheme: Scheme
     family: str
-    teacher: list[Literal["logits", "features", "embedding", "weights", "text", "scores", "none"]]
+    teacher: list[Literal["logits", "top-k", "features", "embedding", "weights", "text", "scores", "none"]]
+    needs: dict[Literal["logits", "features", "embedding"], str] = {}
+    layers: list[LayerNeed] = []
+    aligns: list[Literal["classes", "vocabulary", "normalisation"]] = []
     fidelity: Fidelity
     fidelity_text: str
     version: int = 1
@@ -208,6 +228,26 @@ class ShippedTeacher(_Card, kw_only=True, frozen=True):
     follow: dict[str, str] = {}
 
 
+class Side(_Card, kw_only=True, frozen=True):
+    """What a student or a teacher takes and gives, as far as it is known before it is built (`kdzoo.pairs`).
+
+    Attributes:
+        outputs: parts of its `Output`.
+        classes: width of its logits.
+        vocabulary: hash of its tokenizer.
+        normalisation: how its input is normalised, in words that are equal where the normalisation is.
+        view: the view of a batch that it is given; sides with views of their own may be normalised apart.
+        layers: name of a feature -> its shape, the batch dimension left out.
+    """
+
+    outputs: list[Literal["logits", "features", "embedding"]] | None = None
+    classes: int | None = None
+    vocabulary: str | None = None
+    normalisation: str | None = None
+    view: str = "image"
+    layers: dict[str, list[int]] | None = None
+
+
 class Baseline(_Card, kw_only=True, frozen=True):
     """The task's plain distillation baseline."""
 
@@ -216,7 +256,10 @@ class Baseline(_Card, kw_only=True, frozen=True):
 
 
 class TaskCard(_Card, kw_only=True, frozen=True):
-    """A task: a problem to train on, shared by methods. `couples_batch`: its own loss is not a sum over samples."""
+    """A task: a problem to train on, shared by methods. `couples_batch`: its own loss is not a sum over samples.
+
+    `roles` and `ships` are those of the student arm, where it is more than one model called student.
+    """
 
     slug: str
     title: str
@@ -232,8 +275,11 @@ class TaskCard(_Card, kw_only=True, frozen=True):
     metrics: dict[str, MetricCard]
     streams: list[Stream]
     params: dict[str, Param]
+    roles: dict[str, RoleCard] = msgspec.field(default_factory=lambda: {"student": RoleCard()})
+    ships: list[str] = msgspec.field(default_factory=lambda: ["student"])
     couples_batch: bool = False
     teacher: ShippedTeacher | None = None
+    gives: dict[Literal["student", "teacher"], Side] = {}
     kd: Baseline | str = "none: no plain baseline is defined for this task"
     simulated: str = ""
     facts: list[str] = []

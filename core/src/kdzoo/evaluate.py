@@ -24,6 +24,7 @@ def evaluate_stage(run: Run) -> None:
     for module in run.models.values():
         module.eval()
     run.split_open.add("test")
+    run.evaluating = True
     with torch.no_grad():
         for part in run.hook.evaluate(run=run, split="test"):
             for name, metric in part.items():

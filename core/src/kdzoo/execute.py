@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -23,7 +24,8 @@ from kdzoo.artefacts import Store, disk_errors, key_of, write_atomic
 from kdzoo.device import Device, launched_ranks, open_device
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import PROJECT
-from kdzoo.method import Stage
+from kdzoo.method import EVALUATE, Stage
+from kdzoo.reliability import reliability
 from kdzoo.runs import Run, StageSpec
 from kdzoo.settings import Settings, restrict
 from kdzoo.task import Data
@@ -73,9 +75,23 @@ def key_content(spec: StageSpec, data_hash: str) -> dict[str, Any]:
         "dtype": spec.dtype,
         "threads": spec.threads,
         "smoke": spec.smoke,
+        # Even where recorded answers equal live ones to the bit, that is measured, not known beforehand.
+        **({"signals": spec.signals} if pulls_recorded(spec) else {}),
         # Batch norm sees a rank's share of the batch only.
         **({"ranks": ranks} if (ranks := launched_ranks()) > 1 else {}),
     }
+
+
+def pulls_recorded(spec: StageSpec) -> bool:
+    """Whether recorded answers may take part in the result of a stage."""
+    frozen = any(role.kind == "frozen" for role in spec.roles)
+    return spec.signals != "live" and frozen and spec.stage.call != EVALUATE
+
+
+def fixed_splits(spec: StageSpec) -> list[str]:
+    """The training streams of the task that show a sample the same way each time, under these settings."""
+    module, streams = catalog.load().module(spec.task), catalog.load().task(spec.task).streams
+    return [one.split for one in streams if module.data(_Planner(spec), one.split).fixed_views]
 
 
 def teacher_hash(spec: StageSpec) -> str | None:
@@ -103,7 +119,15 @@ def source_hash(spec: StageSpec) -> str:
 
 def _code(module: ModuleType) -> str:
     """A module's syntax tree without docstrings, as text."""
-    tree = ast.parse(Path(module.__file__ or "").read_bytes())
+    path = Path(module.__file__ or "")
+    found = path.stat()
+    return _code_of(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=256)
+def _code_of(path: Path, modified: int, size: int) -> str:
+    """Parsed once a state of the file: every stage of a bench asks for the same modules."""
+    tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         scope = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if scope and ast.get_docstring(node, clean=False) is not None:  # type: ignore[arg-type]
@@ -167,6 +191,8 @@ def execute(
             if device.main:
                 run.cost.peak_memory_bytes = max(run.cost.peak_memory_bytes, _peak_memory())
                 _write_items(run)
+                if bins := reliability(run):
+                    run.facts["reliability"] = bins
                 store.finish(spec.key, _manifest(run, source, time.perf_counter() - began))
         manifest = device.share(store.manifest(spec.key) if device.main else None)
         assert manifest is not None

@@ -7,6 +7,7 @@ held to by `kdzoo.testing.check_engine`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping
@@ -30,10 +31,9 @@ _LOGGED_POINTS = 60
 def fit_stage(run: Run) -> None:
     """Build the roles, go on from a checkpoint if there is one, let the engine train, write the weights."""
     hashes = roles.build(run)
-    student = "student" if "student" in hashes else run.ships[0]
     orders = {order.name: order.hash(run.steps) for order in run.orders()}
     run.facts |= {
-        "init_hash": hashes[student],
+        "init_hash": _start(run, hashes),
         "order_hash": next(iter(orders.values())),
         "order_hashes": orders,
         "roles": hashes,
@@ -50,6 +50,13 @@ def fit_stage(run: Run) -> None:
     _refuse_broken_weights(run)
     if run.device_info.main:
         roles.save_weights(run)
+
+
+def _start(run: Run, hashes: Mapping[str, str]) -> str:
+    """The name of a run's start: the first weights of the student, or of all that ships where there is no student."""
+    if "student" in hashes or len(run.ships) == 1:
+        return hashes["student" if "student" in hashes else run.ships[0]]
+    return hashlib.sha256(" ".join(hashes[role] for role in run.ships).encode()).hexdigest()
 
 
 @hookimpl

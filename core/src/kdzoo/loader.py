@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kdzoo.drawn import Drawn
 from kdzoo.errors import KdzooError
 from kdzoo.method import Batch
 from kdzoo.rng import id_words, mix, sample_seeds
@@ -153,6 +154,7 @@ class Loader:
     def __init__(self, run: Run, orders: list[Order], accumulate: int, rank: int = 0, ranks: int = 1) -> None:
         self.run, self.orders, self.accumulate, self.rank, self.ranks = run, orders, accumulate, rank, ranks
         self._edited = bool(run.hook.prepare_batch.get_hookimpls())
+        self._recorded = run.spec.signals != "live"
         share = accumulate * ranks
         for order in orders:
             if (order.batch // (order.per_group or 1)) % share:
@@ -185,15 +187,18 @@ class Loader:
             yield batch
 
     def _collate(self, drawn: list[tuple[Tensor, Tensor]], micro: int) -> Batch:
-        parts = []
+        parts, taken = [], []
         for order, (rows, seeds) in zip(self.orders, drawn, strict=True):
             if self.accumulate * self.ranks > 1:
                 size = order.batch // (self.accumulate * self.ranks)
                 first = (micro * self.ranks + self.rank) * size
                 rows, seeds = rows[first : first + size], seeds[first : first + size]
             parts.append(order.data.collate(order.data.items, rows, seeds))
-        batch = join(parts)
-        return self.run.to_device(batch)
+            taken.append((order.name, rows, frozenset(parts[-1].views)))
+        batch = self.run.to_device(join(parts))
+        if self._recorded:
+            batch.drawn = Drawn(taken, batch.views, copies=self._edited)
+        return batch
 
     def _norm(self, batches: list[Batch]) -> dict[str, float]:
         norm: dict[str, float] = {}

@@ -29,6 +29,8 @@ class Batch:
         counts: normaliser name -> how many such units this micro-batch holds ("item", "label", "token", "edge").
         norm: `counts` summed over all micro-batches of the optimiser step and over all ranks, plus
             ``norm["step"]`` = micro-batches x ranks. Stamped by the loader; a term is divided by it.
+        drawn: where the rows come from (`kdzoo.drawn.Drawn`), stamped by the loader where teacher signals are
+            recorded, else None. Nobody else sets or reads it.
     """
 
     ids: list[str]
@@ -36,6 +38,7 @@ class Batch:
     labels: Any = None
     counts: dict[str, int] = field(default_factory=dict)
     norm: dict[str, float] = field(default_factory=dict)
+    drawn: Any = None
 
 
 @dataclass(slots=True)
@@ -90,7 +93,8 @@ class Role:
         kind: `train` (in the optimiser and the checkpoint), `frozen` (weights from elsewhere; eval, no gradient,
             known by its hash) or `own` (in the checkpoint, not in the optimiser: the method moves it).
         source: where its first weights come from: ``init`` (build_model as it is), ``init:ROLE`` (built as another
-            role), ``task`` (the task's teacher: shipped weights or its `teacher` stage), ``stage:NAME`` or
+            role), ``random`` (as init, but never with pretrained weights: a teacher that knows nothing), ``task``
+            (the task's teacher: shipped weights or its `teacher` stage), ``stage:NAME`` or
             ``stage:NAME/ROLE`` (the artefact of a stage this one needs; ROLE defaults to "student").
         seed: None for the run's own seed, or a number that fixes this role's initialisation for all runs.
     """
@@ -140,6 +144,9 @@ def evaluate_stage(needs: str = "fit", **changes: Any) -> Stage:
 
     It reads what builds a model and what evaluation is configured by, never what only training used; the
     training settings are in the key of the stage it needs.
+
+    In a plan, `roles` may name frozen roles of earlier stages (teachers that the method trained itself): core builds
+    them beside what ships and the task's teacher, for the method's own `evaluate`.
     """
     return Stage(**{"name": "evaluate", "call": EVALUATE, "needs": (needs,) if needs else (), **changes})
 

@@ -9,6 +9,7 @@ have a value per item take `reduction` ("none", "sum", "mean") and `mask` as the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,6 +116,56 @@ def expected_calibration_error(
         >>> round(expected_calibration_error(logits, torch.tensor([0, 0]), axis=-1, bins=10).item(), 6)
         0.2
     """
+    hits, confidence = _confident(logits, labels, axis, bins, mask)
+    if bool(confidence.isnan().any()):
+        return confidence.new_full((), torch.nan)
+    gap = confidence.new_zeros(bins).index_add_(0, _bin_of(confidence, bins), hits - confidence)
+    return gap.abs().sum() / hits.numel()
+
+
+class CalibrationBins(NamedTuple):
+    """Sums over the items of each bin, (bins,): how many, how many right, and their confidences."""
+
+    items: Tensor
+    hits: Tensor
+    confidence: Tensor
+
+
+@torch.no_grad()
+def calibration_bins(
+    logits: Tensor, labels: Tensor, *, axis: int, bins: int, mask: Tensor | None = None
+) -> CalibrationBins:
+    """What `expected_calibration_error` sums over, bin by bin: the content of a reliability diagram.
+
+    Args:
+        logits: (..., C, ...), without NaN.
+        labels: (...) integers; hide missing ones with `mask`.
+        bins: bins of equal width on (0, 1], each open below and closed above.
+
+    Raises:
+        ValueError: as for `expected_calibration_error`, and for a confidence that is NaN: it belongs to no bin.
+
+    Example:
+        >>> logits = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log()
+        >>> found = calibration_bins(logits, torch.tensor([0, 0]), axis=-1, bins=2)
+        >>> found.items.tolist(), found.hits.tolist(), round(found.confidence[1].item(), 6)
+        ([0, 2], [0, 1], 1.4)
+    """
+    hits, confidence = _confident(logits, labels, axis, bins, mask)
+    if bool(confidence.isnan().any()):
+        raise ValueError("logits: got NaN, expected finite numbers; a confidence that is NaN is in no bin")
+    at = _bin_of(confidence, bins)
+    return CalibrationBins(
+        torch.bincount(at, minlength=bins),
+        torch.bincount(at[hits > 0], minlength=bins),
+        confidence.new_zeros(bins).index_add_(0, at, confidence),
+    )
+
+
+def _confident(
+    logits: Tensor, labels: Tensor, axis: int, bins: int, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(right or wrong, probability of the most probable class) of every item that counts, float64."""
     if bins < 1:
         raise ValueError(f"bins: got {bins}, expected at least 1")
     hits = accuracy(logits, labels, axis=axis, reduction="none").double()
@@ -125,11 +176,11 @@ def expected_calibration_error(
     hits, confidence = hits.flatten(), confidence.flatten()
     if hits.numel() == 0:
         raise ValueError("logits: got no item that counts, expected at least one; the error would be 0/0")
-    if bool(confidence.isnan().any()):
-        return confidence.new_full((), torch.nan)
-    bin_of = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
-    gap = confidence.new_zeros(bins).index_add_(0, bin_of, hits - confidence)
-    return gap.abs().sum() / hits.numel()
+    return hits, confidence
+
+
+def _bin_of(confidence: Tensor, bins: int) -> Tensor:
+    return ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
 
 
 @torch.no_grad()

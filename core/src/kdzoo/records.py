@@ -34,6 +34,7 @@ class RunRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     items: str | None = None
     cost: dict[str, Any] = {}
     ships: dict[str, dict[str, Any]] = {}
+    reliability: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
 
 

@@ -50,14 +50,14 @@ def build(run: Run) -> dict[str, str]:
 
 def weights_path(run: Run, role: Role) -> Path | None:
     """Where a role's weights are to be read, or None for a role that starts as it was built."""
-    if role.source.startswith("init"):
+    if role.source.startswith("init") or role.source == "random":
         return None
     if role.source.startswith("stage:"):
         stage, _, name = role.source.removeprefix("stage:").partition("/")
         return run.inputs[stage] / f"{name or 'student'}.safetensors"
     if role.source != "task":
         raise KdzooError(
-            f"role {role.name!r}: source {role.source!r} is none of init, init:ROLE, task, stage:NAME"
+            f"role {role.name!r}: source {role.source!r} is none of init, init:ROLE, random, task, stage:NAME"
         )
     if "teacher" in run.inputs:
         return run.inputs["teacher"] / "student.safetensors"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kdzoo.artefacts import Store
     from kdzoo.cards import MethodCard, TaskCard
     from kdzoo.device import Device
+    from kdzoo.recorded import SignalCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class StageSpec:
 
     `needs` maps the names of earlier stages to their keys. `roles` are those built in this stage, `ships` those that
     are evaluated. `settings` are all values of the arm, patched by the stage; `reads` in the stage restricts them.
+    `signals` says where frozen roles' answers come from (`kdzoo.signal_choice`).
     """
 
     key: str
@@ -55,6 +57,7 @@ class StageSpec:
     threads: int = 1
     data_root: str | None = None
     smoke: bool = False
+    signals: str = "live"
 
 
 class Stopped(BaseException):
@@ -128,8 +131,10 @@ class Run:
         ] = {}  # of this step: (total, scale) of each micro-batch
         self.restored: dict[str, Any] | None = None
         self.current_optimizer: torch.optim.Optimizer | None = None
+        self.make_optimizer: Callable[[Run], torch.optim.Optimizer] | None = None  # None: core's
         self.rate: Callable[[int], float] = lambda step: float(self.cfg["lr"])  # learning rate of a step
         self.stopping = False
+        self.evaluating = False  # measuring on val or test: what disturbs training keeps out of it
         self.started: Callable[[Run], None] = lambda _: None
         self.checkpoint_seconds = 10.0  # between two checkpoints; 0: after every step
         self.saving_seconds = 0.0
@@ -181,10 +186,10 @@ class Run:
         return Loader(self, self.orders(), accumulate, self.device_info.rank, self.device_info.ranks)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """The one optimiser over all trained roles."""
+        """The one optimiser over all trained roles; a task whose roles want several sets `make_optimizer` before."""
         from kdzoo.fit import make_optimizer
 
-        self.current_optimizer = make_optimizer(self)
+        self.current_optimizer = (self.make_optimizer or make_optimizer)(self)
         return self.current_optimizer
 
     def stepped(self, batch: Batch, grad_norm: Tensor | float | None = None) -> bool:
@@ -239,6 +244,13 @@ class Run:
         answer: Any = known[0].function if alone else hook
         found: Callable[..., Output | None] = answer
         return found
+
+    @cached_property
+    def signal_cache(self) -> SignalCache:
+        """What is recorded of this run's frozen roles; used under ``--signals recorded`` and ``top-k`` only."""
+        from kdzoo.recorded import SignalCache
+
+        return SignalCache(self)
 
     @property
     def ships(self) -> tuple[str, ...]:
@@ -306,10 +318,12 @@ class Run:
         modes = {role: module.training for role, module in self.models.items()}
         for module in self.models.values():
             module.eval()
+        self.evaluating = True
         try:
             with torch.no_grad():
                 yield
         finally:
+            self.evaluating = False
             for role, mode in modes.items():
                 self.models[role].train(mode)
             self.batch = batch
@@ -321,6 +335,10 @@ class Run:
     def seconds(self) -> float:
         """Seconds since the clock was last started, validation left out."""
         return time.perf_counter() - self._started
+
+    def leave_out(self, seconds: float) -> None:
+        """Not to be counted as this run's time: somebody else is charged for it."""
+        self._started += seconds
 
     def restart_clock(self) -> None:
         self._started = time.perf_counter()

@@ -1,4 +1,7 @@
-"""Teacher signals. Core's own is the live forward pass."""
+"""Teacher signals: core's own answer is the live forward pass, or what was recorded of a frozen role.
+
+What another plugin answers comes before core's and is never recorded: it may depend on anything.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,18 @@ def teacher_signal(run: Run, role: str, view: str) -> Output:
 
     Frozen and method-owned roles are in eval mode since they were built. A role that is being trained (mutual
     learning) answers in training mode with what it has already said with gradient: one forward pass, detached.
+
+    Under ``--signals recorded`` or ``top-k`` a frozen role's answers are read from disk where they are worth recording
+    (`kdzoo.recorded`); roles of another kind change from step to step and are always live.
     """
     assert run.batch is not None
-    if run.roles[role].kind == "train":
+    kind = run.roles[role].kind
+    if kind == "train":
         return detached(run.out(role, view))
+    if kind == "frozen" and run.spec.signals != "live":
+        answer = run.signal_cache.answer(role, view)
+        if answer is not None:
+            return answer
     with torch.no_grad(), run.device_info.autocast():
         run.cost.teacher_forwards += len(run.batch.ids) * run.device_info.ranks
         return as_output(run.models[role](run.batch.views[view]))

@@ -26,6 +26,8 @@ class Data:
             int64 tensor (B,) with one seed per drawn sample, made of (run seed, epoch, sample id): augmentation
             takes its randomness from there and from nothing else. `seeds` is None for evaluation: no augmentation.
         hash: sha256 (hex) of the content: enters the keys of all stages that read the split.
+        fixed_views: True if `collate` gives a sample the same views whatever its seed, None included: what a frozen
+            teacher says about it is then worth recording (``kdzoo bench --signals recorded``).
         groups: (N,) int64 class or group of each row, for streams that draw several samples a group; or None.
     """
 
@@ -34,6 +36,7 @@ class Data:
     collate: Callable[[Any, Tensor, Tensor | None], Batch]
     hash: str
     groups: Tensor | None = None
+    fixed_views: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -50,15 +50,21 @@ class _Worker:
     spec: StageSpec | None = None
 
 
-def run_all(specs: Mapping[str, StageSpec], options: Options, event: Event) -> dict[str, dict[str, Any]]:
+def run_all(
+    specs: Mapping[str, StageSpec],
+    options: Options,
+    event: Event,
+    made: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Make every artefact; returns key -> manifest, or key -> {"error": ...} where a stage failed.
 
-    A failed stage takes those that need it with it, and nothing else.
+    A failed stage takes those that need it with it, and nothing else. `made` are results of the same call before,
+    which are taken over as they are.
     """
+    results: dict[str, dict[str, Any]] = dict(made or {})
+    waiting = {key: spec for key, spec in specs.items() if key not in results}
     if options.jobs == 0:
-        return _run_here(specs, options, event)
-    results: dict[str, dict[str, Any]] = {}
-    waiting = dict(specs)
+        return _run_here(waiting, options, event, results)
     context = mp.get_context("spawn")
     workers: list[_Worker] = []
     try:
@@ -172,13 +178,14 @@ def _interrupt(workers: list[_Worker]) -> None:
         worker.process.kill()
 
 
-def _run_here(specs: Mapping[str, StageSpec], options: Options, event: Event) -> dict[str, dict[str, Any]]:
+def _run_here(
+    waiting: dict[str, StageSpec], options: Options, event: Event, results: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """All stages in this process, one after the other: for debuggers, and under torchrun."""
     from kdzoo.device import launched_ranks
     from kdzoo.runs import Stopped
 
-    results: dict[str, dict[str, Any]] = {}
-    waiting, ranks, stop = dict(specs), launched_ranks(), _Stop()
+    ranks, stop = launched_ranks(), _Stop()
     if os.environ.get("RANK", "0") != "0":
         event = _silent  # rank 0 speaks for all
     try:

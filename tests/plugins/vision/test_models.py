@@ -48,7 +48,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     out = model(torch.randn(4, 1, 28, 28))
     assert out.logits is not None
     assert out.embedding is not None
-    (out.logits.square().sum() + out.embedding.square().sum()).backward()
+    further = sum(said.square().sum() for said in out.extra.values())  # heads beside the one of the logits
+    (out.logits.square().sum() + out.embedding.square().sum() + further).backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 

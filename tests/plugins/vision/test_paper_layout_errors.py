@@ -29,6 +29,10 @@ REQUIRED = [
     ("cifar-100", "cifar-100-binary/train.bin"),
     ("cifar-100", "cifar-100-binary/test.bin"),
     ("tiny-imagenet", "tiny-imagenet-200/val/val_annotations.txt"),
+    ("coco-2014", "coco/annotations/instances_train2014.json"),
+    ("coco-2014", "coco/annotations/instances_val2014.json"),
+    ("voc-2007", "VOC2007/ImageSets/Main/trainval.txt"),
+    ("voc-2007", "VOC2007/ImageSets/Main/test.txt"),
 ]
 
 

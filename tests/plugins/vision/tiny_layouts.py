@@ -6,6 +6,7 @@ patterns with a color of their class, of different sizes, as JPEG; contents depe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -170,6 +171,49 @@ def write_tiny_imagenet(root: Path, classes: int = 3, train: int = 4, val: int =
     return home
 
 
+def write_coco(root: Path, train: int = 8, test: int = 4, classes: int = 80) -> Path:
+    """coco/ with the 80 categories under numbers with gaps, 1 to 3 objects an image and one image without any."""
+    home = root / "coco"
+    numbers = [k + 1 + k // 10 for k in range(classes)]
+    (home / "annotations").mkdir(parents=True, exist_ok=True)
+    for part, count, first in (("train", train, 100), ("val", test, 900)):
+        images, annotations = [], []
+        for k in range(count + 1):
+            name = f"COCO_{part}2014_{first + k:012d}.jpg"
+            picture(home / f"{part}2014" / name, k % 5, first + k)
+            images.append({"id": first + k, "file_name": name, "height": 36, "width": 40})
+            labels = [numbers[(k + j * 7) % min(classes, 12)] for j in range(1 + k % 3)] if k < count else []
+            annotations += [
+                {"id": len(annotations) + j, "image_id": first + k, "category_id": label, "iscrowd": j % 2}
+                for j, label in enumerate([*labels, *labels[:1]])
+            ]
+        table = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": number, "name": f"thing {number}"} for number in numbers],
+        }
+        (home / f"annotations/instances_{part}2014.json").write_text(json.dumps(table))
+    return home
+
+
+def write_voc(root: Path, train: int = 8, test: int = 4, classes: int = 20) -> Path:
+    """VOC2007/ with a list for each class; image k has class k, and classes k + 1 and k + 5 now and then."""
+    home = root / "VOC2007"
+    lists = home / "ImageSets/Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    for part, count, first in (("trainval", train, 1), ("test", test, 101)):
+        names = [f"{first + k:06d}" for k in range(count)]
+        for k, name in enumerate(names):
+            picture(home / f"JPEGImages/{name}.jpg", k % 5, first + k)
+        (lists / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
+        for label in range(classes):
+            marks = ["1" if label == k % classes else "0" if label == k + 1 else "-1" for k in range(count)]
+            marks = ["1" if k % 2 and label == k + 5 else mark for k, mark in enumerate(marks)]
+            rows = [f"{name} {mark:>2}\n" for name, mark in zip(names, marks, strict=True)]
+            (lists / f"class{label:02d}_{part}.txt").write_text("".join(rows))
+    return home
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "cub-200-2011": write_cub,
     "cars196": write_cars,
@@ -177,4 +221,6 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "cifar-100": write_cifar100,
     "imagenet-1k": write_imagenet,
     "tiny-imagenet": write_tiny_imagenet,
+    "coco-2014": write_coco,
+    "voc-2007": write_voc,
 }

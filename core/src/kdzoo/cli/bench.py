@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdzoo import signal_choice
 from kdzoo.cli import complete
 from kdzoo.errors import KdzooError, unknown
 
@@ -55,6 +56,14 @@ def bench(
             autocompletion=complete.arms,
         ),
     ] = "default",
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Add arms that say what a gain is worth: the teacher's answers permuted, a random teacher, the "
+            "student alone trained longer or with smoothed labels.",
+        ),
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,6 +82,15 @@ def bench(
             autocompletion=complete.extensions,
         ),
     ] = None,
+    signals: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Ask the teacher 'live', or read its answers from disk: 'recorded' in full, or 'top-k=K[:POLICY]' the "
+            "K largest logits, with the tail by 'spread', 'drop' or 'tail-bucket'.",
+            autocompletion=complete.words("live", "recorded", "top-k=8"),
+        ),
+    ] = "live",
     resume: Annotated[
         bool,
         typer.Option(help="Go on from the checkpoints of runs that were stopped, or begin those runs anew."),
@@ -126,7 +144,8 @@ def bench(
     Every arm is trained with every seed, on equal data, steps and initialisation; the differences are paired by seed.
     What is finished is kept and not made again; Ctrl-C stops at a whole step, and the same command goes on.
     """
-    _check_words(method, profile, task, device, dtype, data_root, out)  # before torch is imported
+    check_words(method, profile, task, device, dtype, data_root, out)  # before torch is imported
+    signals = str(signal_choice.parse(signals))
 
     from kdzoo import records
     from kdzoo.bench import default_options, run_bench
@@ -135,7 +154,7 @@ def bench(
     from kdzoo.report.table import print_record
     from kdzoo.workers import Interrupted
 
-    device = _usable_device(device)
+    device = usable_device(device)
     request = Request(
         method=method,
         task=task,
@@ -149,6 +168,8 @@ def bench(
         threads=threads,
         data_root=None if data_root is None else str(data_root.resolve()),
         smoke=smoke,
+        controls=controls,
+        signals=signals,
     )
     command = " ".join(["kdzoo", *map(shlex.quote, sys.argv[1:])])
     options = default_options(jobs, resume, fresh, device)
@@ -178,11 +199,11 @@ def bench(
         sys.stdout.flush()
     elif any(row.status == "done" for row in record.runs):
         print_record(record, folder / "record.json")
-    if code := _say_failures(record, progress):
+    if code := say_failures(record, progress):
         raise typer.Exit(code)
 
 
-def _check_words(
+def check_words(
     method: str,
     profile: str,
     task: str | None,
@@ -224,7 +245,7 @@ def _check_words(
         )
 
 
-def _usable_device(device: str) -> str:
+def usable_device(device: str) -> str:
     """The device by name, ``auto`` decided; a GPU that torch cannot see is refused before anything is planned."""
     import torch
 
@@ -241,7 +262,7 @@ def _usable_device(device: str) -> str:
     return device
 
 
-def _say_failures(record: Record, progress: Progress) -> int:
+def say_failures(record: Record, progress: Progress) -> int:
     """Say once what failed, and where; returns the exit code.
 
     2 where nothing could be trained for a reason the user can put right, as for any mistake; 1 where a part failed.

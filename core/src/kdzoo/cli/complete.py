@@ -62,6 +62,14 @@ def tasks(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 @_quiet
+def all_tasks(incomplete: str) -> list[tuple[str, str]]:
+    """Slugs of tasks, with their titles."""
+    from kdzoo import catalog
+
+    return [(slug, card.title) for slug, card in sorted(catalog.load().tasks.items())]
+
+
+@_quiet
 def arms(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """The last part of a list of arms: those of the method on its task, that are not in the list yet."""
     from kdzoo import catalog
@@ -104,6 +112,14 @@ def extensions(incomplete: str) -> list[str]:
     from kdzoo import plugins
 
     return sorted(plugins.extensions())
+
+
+@_quiet
+def plugins(incomplete: str) -> list[str]:
+    """Names of installed plugins that may bring methods."""
+    from kdzoo import plugins as loading
+
+    return [name for name in loading.load().found if name != "core"]
 
 
 def facet(name: str) -> Callable[[str], list[str]]:

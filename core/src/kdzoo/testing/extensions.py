@@ -82,11 +82,14 @@ class NaNGradient:
 
 
 class Stop:
-    """An extension that asks for a stop, as Ctrl-C does."""
+    """An extension that asks for a stop after so many whole steps, as Ctrl-C does."""
+
+    def __init__(self, after: int = CUT) -> None:
+        self.after = after
 
     @hookimpl
     def after_step(self, run: Run, batch: Batch) -> None:
-        run.stopping = run.step == CUT - 1
+        run.stopping = run.step == self.after - 1
 
 
 class Kill:

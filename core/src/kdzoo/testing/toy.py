@@ -9,6 +9,7 @@ Shapes: N rows of a split, B rows of a batch, 6 inputs, 3 classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,10 +143,32 @@ def loss_terms(run: Run, batch: Batch) -> dict[str, Term]:
 
 @hookimpl
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
-    said = run.predict("student", split)
-    assert said.logits is not None
-    hits = (said.logits.argmax(1) == said.labels).float()
-    return {"accuracy": Metric(float(hits.mean()), len(hits), hits)}
+    found = {}
+    for role, suffix in run.shipped():
+        said = run.predict(role, split)
+        assert said.logits is not None
+        hits = (said.logits.argmax(1) == said.labels).float()
+        found[f"accuracy{suffix}"] = Metric(float(hits.mean()), len(hits), hits)
+    return found
+
+
+def looks_the_same(split: str) -> Data:
+    """A split whose rows are not scaled: what a frozen teacher says about them can be recorded."""
+    return replace(
+        data(None, split), collate=lambda items, rows, seeds: collate(items, rows, None), fixed_views=True
+    )
+
+
+class SoftLabels:
+    """The plain distillation term, and nothing else: a student, a teacher, one view."""
+
+    @hookimpl
+    def loss_terms(self, run: Run, batch: Batch) -> dict[str, Term]:
+        student, teacher = run.out("student").logits, run.signal("teacher").logits
+        assert student is not None
+        assert teacher is not None
+        total = kl_divergence(student, teacher, temperature=run.cfg.temperature, axis=1, reduction="sum")
+        return {"kd": Term(total, weight=run.cfg.kd_weight, per="item")}
 
 
 class Distil:
@@ -184,6 +207,8 @@ def run(
     method: bool = True,
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda _: None,
+    signals: str = "live",
+    fixed: Sequence[str] = (),
 ) -> Run:
     """A fresh run of the toy task, as a bench's worker opens one.
 
@@ -198,6 +223,8 @@ def run(
         method: whether `Distil` is active where there is a teacher.
         device: where to compute.
         report: what `Run.report` calls.
+        signals: where the teacher's answers come from, as ``kdzoo bench --signals`` has it.
+        fixed: splits whose rows look the same each time (`looks_the_same`).
     """
     import kdzoo.testing.toy as task
 
@@ -230,13 +257,14 @@ def run(
         ships=("student",),
         needs={},
         device=device,
+        signals=signals,
     )
     return Run(
         spec,
         task_card(streams),
         None,
         manager,
-        lambda run, split: data(run, split),
+        lambda run, split: looks_the_same(split) if split in fixed else data(run, split),
         folder,
         {},
         open_device(device, "float32"),

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from kdzoo.errors import KdzooError, unknown
-from kdzoo_vision.nets import ImageModel, Shape, cnn, resnet, vgg
+from kdzoo_vision.deit import deit, timm_deit
+from kdzoo_vision.nets import ImageModel, Shape, cnn, preresnet, resnet, vgg
 from kdzoo_vision.timm_nets import from_timm, vit
 
 if TYPE_CHECKING:
@@ -61,10 +62,17 @@ MODELS: dict[str, Spec] = {
     "resnet-56": Spec(resnet, {"depth": 56, "widths": (16, 32, 64)}, 855_482),
     "resnet-18": Spec(from_timm, {"model": "resnet18", "stem": "small"}, 11_172_810),
     "resnet-50": Spec(from_timm, {"model": "resnet50", "stem": "small"}, 23_519_690),
+    "preresnet-20": Spec(preresnet, {"depth": 20, "widths": (16, 32, 64)}, 271_994),
+    "preresnet-56": Spec(preresnet, {"depth": 56, "widths": (16, 32, 64)}, 855_290),
     "vgg-11": Spec(vgg, {"widths": (64, 128, 256, 512, 512)}, 9_227_210),
     "vit-xs": Spec(vit, {"dim": 32, "depth": 3, "heads": 2, "mlp_ratio": 2.0, "patch": None}, 28_138),
     "vit-s": Spec(vit, {"dim": 64, "depth": 4, "heads": 4, "mlp_ratio": 2.0, "patch": None}, 138_890),
     "vit-m": Spec(vit, {"dim": 96, "depth": 6, "heads": 6, "mlp_ratio": 4.0, "patch": None}, 678_538),
+    "deit-xxs": Spec(deit, {"dim": 24, "depth": 3, "heads": 3, "mlp_ratio": 2.0, "patch": None}, 16_844),
+    "deit-xs": Spec(deit, {"dim": 48, "depth": 3, "heads": 3, "mlp_ratio": 2.0, "patch": None}, 61_316),
+    "deit-ti": Spec(timm_deit, {"model": "deit_tiny_distilled_patch16_224"}, 5_392_916),
+    "deit-s": Spec(timm_deit, {"model": "deit_small_distilled_patch16_224"}, 21_402_644),
+    "deit-b": Spec(timm_deit, {"model": "deit_base_distilled_patch16_224"}, 85_272_596),
 }
 
 

@@ -127,12 +127,7 @@ def resnet(shape: Shape, depth: int = 8, widths: Sequence[int] = (16, 32, 64)) -
     """CIFAR ResNet of 6n + 2 layers, from timm's BasicBlock; projection shortcuts where the shape changes."""
     from timm.models.resnet import BasicBlock
 
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1 or len(widths) != 3:
-        raise KdzooError(
-            f"resnet: depth {depth}, widths {tuple(widths)} given, depth = 6n + 2 (8, 14, 20, ...) and three "
-            "widths expected: the net would have another number of layers than it says. Set another depth."
-        )
+    blocks = _blocks("resnet", depth, widths)
     stages, inputs = [], widths[0]
     for k, width in enumerate(widths):
         stage: list[nn.Module] = []
@@ -149,6 +144,56 @@ def resnet(shape: Shape, depth: int = 8, widths: Sequence[int] = (16, 32, 64)) -
     return ConvNet(
         nn.Sequential(*conv_bn_relu(shape.in_channels, widths[0])), stages, widths[-1], False, shape.heads
     )
+
+
+class PreActivationBlock(nn.Module):
+    """Two 3x3 convolutions, each after its batch norm and ReLU, added to the input as it came.
+
+    Where the shape changes, a 1x1 convolution takes the input's place.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.conv1(F.relu(self.norm1(x), inplace=True))
+        branch: Tensor = self.conv2(F.relu(self.norm2(inner), inplace=True))
+        return branch + self.shortcut(x)
+
+
+def preresnet(shape: Shape, depth: int = 20, widths: Sequence[int] = (16, 32, 64)) -> ConvNet:
+    """CIFAR ResNet of 6n + 2 layers with pre-activation (He et al. 2016, arXiv:1603.05027).
+
+    Its stages end without an activation; the last one holds the net's final batch norm and ReLU.
+    """
+    blocks = _blocks("preresnet", depth, widths)
+    stages, inputs = [], widths[0]
+    for k, width in enumerate(widths):
+        stage: list[nn.Module] = []
+        for n in range(blocks):
+            stage.append(PreActivationBlock(inputs, width, 2 if k and n == 0 else 1))
+            inputs = width
+        stages.append(nn.Sequential(*stage))
+    stages[-1].extend([nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)])
+    stem = nn.Conv2d(shape.in_channels, widths[0], 3, padding=1, bias=False)
+    return ConvNet(stem, stages, inputs, False, shape.heads)
+
+
+def _blocks(name: str, depth: int, widths: Sequence[int]) -> int:
+    """How many blocks of two layers a stage has in a net of three stages."""
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1 or len(widths) != 3:
+        raise KdzooError(
+            f"{name}: depth {depth}, widths {tuple(widths)} given, depth = 6n + 2 (8, 14, 20, ...) and three "
+            "widths expected: the net would have another number of layers than it says. Set another depth."
+        )
+    return blocks
 
 
 def vgg(shape: Shape, widths: Sequence[int] = (64, 128, 256, 512, 512)) -> ConvNet:

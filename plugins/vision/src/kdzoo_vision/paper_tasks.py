@@ -7,14 +7,18 @@ then empty; with ``--set val_share=0.1`` a tenth of it is kept for choices (see 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from kdzoo.errors import KdzooError
 from kdzoo.method import Batch
 from kdzoo.task import Data
 from kdzoo_vision.data import photos
+from kdzoo_vision.data.datasets import Augment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,14 +44,44 @@ def serve(name: str, run: Run, split: str) -> Data:
     if split == "val" and not cfg.val_share:
         return Data(items=None, ids=[], collate=_no_samples, hash="no validation split")
     return _load(
-        name, split, run.data_root, int(cfg.image_size), float(cfg.val_share), decoders(int(cfg.decoders))
+        name,
+        split,
+        run.data_root,
+        int(cfg.image_size),
+        float(cfg.val_share),
+        decoders(int(cfg.decoders)),
+        cfg.get("augment"),
+        float(cfg.get("erasing", 0.0)),
+        bool(cfg.get("repeats", 0)),
     )
 
 
 @lru_cache(maxsize=6)
-def _load(name: str, split: str, root: Path, image_size: int, val_share: float, threads: int) -> Data:
+def _load(
+    name: str,
+    split: str,
+    root: Path,
+    image_size: int,
+    val_share: float,
+    threads: int,
+    augment: Augment | None,
+    erasing: float,
+    repeated: bool,
+) -> Data:
     """Kept, since a bench asks for the same split once an arm, and listing ImageNet takes a minute. Never changed."""
-    return photos.load(name, split, root, image_size=image_size, val_share=val_share, decoders=threads)
+    data = photos.load(
+        name,
+        split,
+        root,
+        image_size=image_size,
+        val_share=val_share,
+        decoders=threads,
+        augment=augment,
+        erasing=erasing,
+    )
+    # Repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): every image is a group of its own, drawn `repeats`
+    # times into a batch, each time with another seed.
+    return replace(data, groups=torch.arange(len(data))) if repeated else data
 
 
 def _no_samples(items: object, rows: Tensor, seeds: Tensor | None) -> Batch:

@@ -5,15 +5,18 @@ A task's module imports these hooks and adds `data`. Shapes: B rows, N images of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from kdzoo.cards import Side, TaskCard
 from kdzoo.hookspecs import hookimpl
 from kdzoo.losses.contrastive import all_triples, distance_weighted_triples, semi_hard_triples, triplet_loss
 from kdzoo.method import Batch, Metric, Term
 from kdzoo.metrics import recall_at_k
+from kdzoo_vision import pairs
 from kdzoo_vision.models import build, wants_pretrained
 
 if TYPE_CHECKING:
@@ -27,16 +30,22 @@ def build_model(run: Run, role: str) -> nn.Module | None:
     """Student and teacher by the names in the settings; each has its own embedding width and normalisation."""
     if role not in ("student", "teacher"):
         return None
-    cfg = run.cfg
-    return build(
-        cfg[role],
-        num_classes=None,
-        embedding_dim=int(cfg.embedding_dim if role == "student" else cfg.teacher_dim),
-        normalize=bool(cfg.student_normalize if role == "student" else cfg.teacher_normalize),
-        in_channels=run.task.sizes["channels"],
-        image_size=int(cfg.get("image_size", run.task.sizes["side"])),
-        pretrained=wants_pretrained(run, role),
-    )
+    return build(run.cfg[role], pretrained=wants_pretrained(run, role), **_shape(run.task, run.cfg, role))
+
+
+def _shape(task: TaskCard, cfg: Mapping[str, Any], role: str) -> dict[str, Any]:
+    return {
+        "num_classes": None,
+        "embedding_dim": int(cfg["embedding_dim" if role == "student" else "teacher_dim"]),
+        "normalize": bool(cfg[f"{role}_normalize"]),
+        "in_channels": task.sizes["channels"],
+        "image_size": int(cfg.get("image_size", task.sizes["side"])),
+    }
+
+
+def check_pair(task: TaskCard, cfg: Mapping[str, Any]) -> dict[str, Side]:
+    """Layers of both nets."""
+    return {role: pairs.side(cfg[role], **_shape(task, cfg, role)) for role in ("student", "teacher")}
 
 
 @hookimpl

@@ -19,8 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
 CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 
-Purpose = Literal["metric", "classification"]
-Augment = Literal["crop", "area", "pad", "none"]
+Purpose = Literal["metric", "classification", "multi-label"]
+Augment = Literal["crop", "area", "strong", "pad", "rand", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class DatasetInfo:
         folders: names that this folder may have under the data root.
         classes: classes of the official data (train and test together). A reduced copy may have fewer.
         gigabytes: size when unpacked, about.
-        purpose: `metric`: train and test have different classes; `classification`: the same ones.
+        purpose: `metric`: train and test have different classes; `classification`: the same ones; `multi-label`: the
+            same ones, several an image.
         image_size: side of the square that models get, in pixels.
         augment: training transform, see `kdzoo_vision.data.transforms`.
         squash: resize to a square, ignoring the aspect ratio, instead of resizing the short side.
@@ -171,8 +172,52 @@ Test is val: the labels of the folder test/ were never published.""",
     augment="pad",
 )
 
+COCO = DatasetInfo(
+    name="coco-2014",
+    title="MS-COCO 2014",
+    home="https://cocodataset.org/",
+    terms="annotations CC-BY-4.0; the photos belong to their Flickr users, under Flickr's terms of use",
+    layout="""\
+coco/
+  annotations/instances_train2014.json
+  annotations/instances_val2014.json
+  train2014/<file>.jpg
+  val2014/<file>.jpg
+Test is val2014. Images without an object are left out.""",
+    folders=("coco", "COCO", "coco2014", "mscoco"),
+    classes=80,
+    gigabytes=20,
+    purpose="multi-label",
+    augment="rand",
+    squash=True,  # penghui-yang/L2D@ea7fa55: Resize((224, 224)), which ignores the aspect ratio
+    mean=(0.0, 0.0, 0.0),  # the same: ToTensor alone
+    std=(1.0, 1.0, 1.0),
+)
+
+VOC = DatasetInfo(
+    name="voc-2007",
+    title="PASCAL VOC 2007",
+    home="http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
+    terms="the photos are Flickr's, under its terms of use; research use is customary",
+    layout="""\
+VOCdevkit/VOC2007/
+  ImageSets/Main/trainval.txt             lines "<image>"
+  ImageSets/Main/test.txt                 the same
+  ImageSets/Main/<class>_trainval.txt     lines "<image> <1, 0 or -1>"
+  ImageSets/Main/<class>_test.txt         the same
+  JPEGImages/<image>.jpg""",
+    folders=("VOCdevkit/VOC2007", "VOC2007"),
+    classes=20,
+    gigabytes=0.9,
+    purpose="multi-label",
+    augment="rand",
+    squash=True,  # as COCO
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+)
+
 DATASETS: dict[str, DatasetInfo] = {
-    info.name: info for info in (CUB, CARS, SOP, CIFAR100, IMAGENET, TINY_IMAGENET)
+    info.name: info for info in (CUB, CARS, SOP, CIFAR100, IMAGENET, TINY_IMAGENET, COCO, VOC)
 }
 
 

@@ -132,7 +132,13 @@ def as_data(
             counts={"item": size, "label": 0 if classes is None else size},
         )
 
-    return Data(items, ids, collate, digest.hexdigest(), classes)
+    return Data(items, ids, collate, digest.hexdigest(), classes, fixed_views=not augment)
+
+
+def statistics(folder: Path = FILES) -> tuple[float, float]:
+    """Mean and standard deviation of the pixels of the official training part, in units of 255."""
+    manifest = _json(folder / "fashion-manifest.json")
+    return manifest["mean"], manifest["std"]
 
 
 def view_offsets(seeds: Tensor) -> Tensor:

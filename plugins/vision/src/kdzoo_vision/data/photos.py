@@ -8,6 +8,7 @@
   their images, so that its Recall@K is one of unseen classes, as in test. Labels are 0..n-1 in each split.
 - Classification (CIFAR-100, ImageNet, Tiny-ImageNet): val is a share of each class's images; labels mean the
   same class in all splits.
+- Multi-label (COCO, VOC): `kdzoo_vision.data.tagged`; val is a share of the images, labels are (N, C).
 - The choice is a ranking by sha256 of the class number or the image's id: no seed, and the order on disk does
   not matter. `val_share=0` keeps all for training, as the papers do; then there is no val split.
 
@@ -32,10 +33,11 @@ from torch import Tensor
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Batch
 from kdzoo.task import SPLITS, Data
-from kdzoo_vision.data import class_layouts, metric_layouts
+from kdzoo_vision.data import class_layouts, metric_layouts, tagged
 from kdzoo_vision.data.datasets import DATASETS, Augment, DatasetInfo, layout_error
 from kdzoo_vision.data.holdout import held_out, held_out_per_class
 from kdzoo_vision.data.listing import Listing, Part
+from kdzoo_vision.data.strong import ERASE_DRAWS, erase
 from kdzoo_vision.data.transforms import DRAWS, Recipe, batch_pixels, decode, padded_windows, uniforms
 
 __all__ = ["DATASETS", "Collate", "DatasetInfo", "Files", "Records", "check_layout", "load"]
@@ -43,7 +45,7 @@ __all__ = ["DATASETS", "Collate", "DatasetInfo", "Files", "Records", "check_layo
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Images on disk: `home` / paths[row], labels (N,) int64, the split's class names in label order."""
+    """Images on disk: `home` / paths[row], labels (N,) int64 or (N, C) float32, class names in label order."""
 
     home: Path
     paths: list[str]
@@ -76,6 +78,7 @@ class Collate:
 
     recipe: Recipe
     decoders: int = 1
+    erasing: float = 0.0
 
     def __call__(self, items: Files | Records, rows: Tensor, seeds: Tensor | None) -> Batch:
         places = rows.tolist()
@@ -90,9 +93,14 @@ class Collate:
             pixels = batch_pixels(
                 len(places), lambda k: items.image(places[k]), self.recipe, seeds, decoders=self.decoders
             )
+        images = self.recipe.normalized(pixels)
+        if seeds is not None and self.erasing:
+            # Numbers of their own: those after the transform's.
+            draws = uniforms(seeds, self.recipe.draws + ERASE_DRAWS)[:, self.recipe.draws :]
+            erase(images, seeds, draws, self.erasing)
         return Batch(
             ids=[ids[row] for row in places],
-            views={"image": self.recipe.normalized(pixels)},
+            views={"image": images},
             labels=items.labels[rows],
             counts={"item": len(places), "label": len(places)},
         )
@@ -100,7 +108,7 @@ class Collate:
 
 class _Reader(NamedTuple):
     find: Callable[[DatasetInfo, Path], Path]
-    read: Callable[[Path, Part], Listing] | None  # None: not files (CIFAR-100)
+    read: Callable[[Path, Part], Listing] | None  # None: not files (CIFAR-100), or several labels an image
 
 
 _READERS: dict[str, _Reader] = {
@@ -110,6 +118,8 @@ _READERS: dict[str, _Reader] = {
     "cifar-100": _Reader(class_layouts.find_cifar100, None),
     "imagenet-1k": _Reader(class_layouts.find_imagenet, class_layouts.read_imagenet),
     "tiny-imagenet": _Reader(class_layouts.find_tiny_imagenet, class_layouts.read_tiny_imagenet),
+    "coco-2014": _Reader(tagged.find_coco, None),
+    "voc-2007": _Reader(tagged.find_voc, None),
 }
 
 
@@ -135,6 +145,7 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     decoders: int = 1,
+    erasing: float = 0.0,
 ) -> Data:
     """One split of a data set; the module docstring says what the splits are.
 
@@ -151,6 +162,7 @@ def load(
         squash: resize without keeping the aspect ratio; None: as the data set's usual recipe.
         mean, std: RGB, in units of 255; None: the data set's usual ones.
         decoders: threads that decode the images of a batch; does not change results.
+        erasing: share of the training images that get a box of noise (`kdzoo_vision.data.strong.erase`).
 
     Raises:
         KdzooError: unknown name, layout not as expected, empty split, missing or empty files, bad settings.
@@ -159,18 +171,22 @@ def load(
     info, home = _home(name, Path(root))
     _check(info, split, val_share, decoders)
     size = info.image_size if image_size is None else image_size
+    if resize is None:  # "rand" sees the whole image
+        resize = size if info.augment == "rand" else max(size, round(size * 256 / 224))
     recipe = Recipe(
         image_size=size,
-        resize=max(size, round(size * 256 / 224)) if resize is None else resize,
+        resize=resize,
         augment=info.augment if augment is None else augment,
         squash=info.squash if squash is None else squash,
         mean=tuple(info.mean if mean is None else mean),
         std=tuple(info.std if std is None else std),
     )
+    if info.purpose == "multi-label":
+        return _load_tagged(info, home, split, val_share, Collate(recipe, decoders, erasing))
     read = _READERS[name].read
     if read is None:
-        return _load_records(info, home, split, val_share, Collate(recipe, decoders))
-    return _load_files(info, home, split, val_share, Collate(recipe, decoders), read)
+        return _load_records(info, home, split, val_share, Collate(recipe, decoders, erasing))
+    return _load_files(info, home, split, val_share, Collate(recipe, decoders, erasing), read)
 
 
 def _home(name: str, root: Path) -> tuple[DatasetInfo, Path]:
@@ -231,6 +247,30 @@ def _load_files(
         collate=collate,
         hash=digest.hexdigest(),
         groups=truth,
+        fixed_views=collate.recipe.augment == "none" and not collate.erasing,
+    )
+
+
+def _load_tagged(info: DatasetInfo, home: Path, split: str, val_share: float, collate: Collate) -> Data:
+    tags = tagged.READERS[info.name](info, home, "test" if split == "test" else "train")
+    rows = list(range(len(tags.paths)))
+    if split != "test":
+        held = held_out(tags.paths, val_share)
+        rows = [row for row in rows if (tags.paths[row] in held) == (split == "val")]
+    _not_empty(info, home, split, val_share, len(rows))
+    paths = [tags.paths[row] for row in rows]
+    truth = torch.zeros(len(rows), len(tags.known))
+    digest = hashlib.sha256()
+    for k, (row, bytes_) in enumerate(zip(rows, _sizes(info, home, paths), strict=True)):
+        labels = sorted(tags.labels[row])
+        truth[k, labels] = 1.0
+        digest.update(f"{paths[k]}\0{bytes_}\0{labels}\n".encode())
+    return Data(
+        items=Files(home, paths, truth, tags.known),
+        ids=paths,
+        collate=collate,
+        hash=digest.hexdigest(),
+        fixed_views=collate.recipe.augment == "none" and not collate.erasing,
     )
 
 
@@ -250,7 +290,14 @@ def _load_records(info: DatasetInfo, home: Path, split: str, val_share: float, c
     digest.update(kept.numpy().data)
     names = [ids[row] for row in rows]
     items = Records(names, kept[:, 2:].reshape(-1, 3, 32, 32), labels, class_layouts.cifar100_names(home))
-    return Data(items=items, ids=names, collate=collate, hash=digest.hexdigest(), groups=labels)
+    return Data(
+        items=items,
+        ids=names,
+        collate=collate,
+        hash=digest.hexdigest(),
+        groups=labels,
+        fixed_views=collate.recipe.augment == "none" and not collate.erasing,
+    )
 
 
 def _not_empty(info: DatasetInfo, home: Path, split: str, val_share: float, count: int) -> None:

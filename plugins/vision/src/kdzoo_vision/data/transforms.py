@@ -7,10 +7,13 @@ numbers in each thread, process and library version, and costs a few vector oper
 Training transforms (`augment`):
 - ``crop``: resize, random S x S crop, flip. Metric learning (lenscloth/RKD@0a6c3c0, run.py: 256, 224).
 - ``area``: a random part of 8 to 100 % of the area and ratio 3/4 to 4/3, resized to S x S, flip. ImageNet.
+- ``strong``: as ``area``, then RandAugment as in DeiT's recipe (`kdzoo_vision.data.strong`), all bicubic. ImageNet.
 - ``pad``: 4 black pixels at each side, random S x S crop, flip. CIFAR and other small images.
+- ``rand``: the whole image resized to S x S, Cutout, RandAugment (`kdzoo_vision.data.randaugment`). Multi-label.
 - ``none``: the evaluation transform.
 The evaluation transform is resize and centre crop (for ``pad``: resize to S, without effect at native size).
-Resizing is PIL's antialiased bilinear filter; evaluation gives the pixels of torchvision's PIL transforms.
+Resizing is PIL's antialiased bilinear filter (for ``strong`` the bicubic one); evaluation gives the pixels of
+torchvision's PIL transforms.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from PIL import Image
 from torch import Tensor
 
 from kdzoo.errors import KdzooError
+from kdzoo_vision.data import strong
 from kdzoo_vision.data.datasets import Augment
+from kdzoo_vision.data.randaugment import cut_and_distort
 
 PAD = 4  # pixels; He et al. 2016 (CIFAR recipe)
 AREA = (0.08, 1.0)  # share of the image's area; Szegedy et al. 2015
@@ -90,8 +95,10 @@ class Recipe:
                 f"resize is {self.resize} but image_size is {self.image_size}: the crop would not fit. "
                 "Set resize to at least image_size."
             )
-        if self.augment not in ("crop", "area", "pad", "none"):
-            raise KdzooError(f"augment is {self.augment!r}; expected 'crop', 'area', 'pad' or 'none'")
+        if self.augment not in ("crop", "area", "strong", "pad", "rand", "none"):
+            raise KdzooError(
+                f"augment is {self.augment!r}; expected 'crop', 'area', 'strong', 'pad', 'rand' or 'none'"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise KdzooError(
                 f"mean is {self.mean} and std is {self.std}; expected three RGB values each, std above 0"
@@ -102,7 +109,7 @@ class Recipe:
 
         Args:
             image: mode RGB, any size.
-            draws: `DRAWS` numbers in [0, 1), or None for the evaluation transform.
+            draws: `draws` numbers in [0, 1), or None for the evaluation transform.
         """
         size = self.image_size
         if draws is None or self.augment == "none":
@@ -113,10 +120,12 @@ class Recipe:
                 left, top = _middle(image.width - size), _middle(image.height - size)
                 image = image.crop((left, top, left + size, top + size))
             return np.asarray(image)
-        if self.augment == "area":
+        if self.augment == "rand":
+            return np.asarray(cut_and_distort(_resized(image, size, size), draws))
+        if self.augment in ("area", "strong"):
             left, top, width, height = random_area(image.width, image.height, draws[1:])
             image = image.crop((left, top, left + width, top + height))
-            image = _resized(image, size, size)
+            image = _resized(image, size, size, self.filter)
         else:
             if self.augment == "pad":
                 image = _resized(image, size, size)
@@ -130,7 +139,20 @@ class Recipe:
             image = image.crop((left, top, left + size, top + size))
         if draws[0] < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.augment == "strong":
+            red, green, blue = (round(255 * value) for value in self.mean)
+            image = strong.rand_augment(image, draws[DRAWS:], (red, green, blue))
         return np.asarray(image)
+
+    @property
+    def draws(self) -> int:
+        """How many numbers the training transform of an image takes."""
+        return DRAWS + strong.DRAWS if self.augment == "strong" else DRAWS
+
+    @property
+    def filter(self) -> Image.Resampling:
+        """DeiT resizes with the bicubic filter, in training and in evaluation."""
+        return Image.Resampling.BICUBIC if self.augment == "strong" else Image.Resampling.BILINEAR
 
     def keeps_size(self, side: int) -> bool:
         """Whether square images of this side are never resized: ``pad`` at native size."""
@@ -138,11 +160,14 @@ class Recipe:
 
     def _shrunk(self, image: Image.Image) -> Image.Image:
         if self.squash:
-            return _resized(image, self.resize, self.resize)
+            return _resized(image, self.resize, self.resize, self.filter)
         short = min(image.width, image.height)
         # Integer truncation of the long side, as torchvision does.
         return _resized(
-            image, int(self.resize * image.width / short), int(self.resize * image.height / short)
+            image,
+            int(self.resize * image.width / short),
+            int(self.resize * image.height / short),
+            self.filter,
         )
 
     def normalized(self, pixels: Tensor) -> Tensor:
@@ -153,16 +178,19 @@ class Recipe:
         return values.div_(255).sub_(mean).div_(std)
 
 
-def random_area(width: int, height: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
+def random_area(
+    width: int, height: int, draws: Sequence[float], share: tuple[float, float] = AREA
+) -> tuple[int, int, int, int]:
     """A random box (left, top, width, height) inside an image: area share and log ratio are uniform.
 
     Args:
         width, height: of the image, pixels.
         draws: 4 * TRIES numbers in [0, 1).
+        share: smallest and largest share of the image's area.
     """
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for k in range(0, 4 * TRIES, 4):
-        area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * draws[k])
+        area = width * height * (share[0] + (share[1] - share[0]) * draws[k])
         ratio = math.exp(low + (high - low) * draws[k + 1])
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -209,7 +237,7 @@ def batch_pixels(
     """
     size = recipe.image_size
     pixels = np.empty((count, size, size, 3), dtype=np.uint8)
-    draws = None if seeds is None else uniforms(seeds, DRAWS)
+    draws = None if seeds is None else uniforms(seeds, recipe.draws)
 
     def fill(k: int) -> None:
         pixels[k] = recipe(load(k), None if draws is None else draws[k].tolist())
@@ -250,10 +278,15 @@ def padded_windows(pixels: Tensor, draws: np.ndarray) -> Tensor:
     return padded[batch[:, None, None], lines[:, :, None], columns[:, None, :]]
 
 
-def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+def _resized(
+    image: Image.Image,
+    width: int,
+    height: int,
+    filter_: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
     if image.size == (width, height):
         return image
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), filter_)
 
 
 def _middle(slack: int) -> int:

@@ -13,12 +13,12 @@ from torch import Tensor
 from kdzoo.method import Batch
 from kdzoo.task import Data
 from kdzoo_vision.data import emoji
-from kdzoo_vision.retrieval import build_model, evaluate, loss_terms
+from kdzoo_vision.retrieval import build_model, check_pair, evaluate, loss_terms
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run
 
-__all__ = ["build_model", "data", "evaluate", "loss_terms"]
+__all__ = ["build_model", "check_pair", "data", "evaluate", "loss_terms"]
 
 _CHOICE_SEED = 20  # which concepts keep their labels: fixed, so that all seeds have the same labels
 

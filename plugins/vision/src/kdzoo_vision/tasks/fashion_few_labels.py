@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdzoo.task import Data
-from kdzoo_vision.classification import build_model, evaluate, loss_terms
+from kdzoo_vision.classification import build_model, check_pair, evaluate, loss_terms
 from kdzoo_vision.data import fashion
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run
 
-__all__ = ["build_model", "data", "evaluate", "loss_terms"]
+__all__ = ["build_model", "check_pair", "data", "evaluate", "loss_terms"]
 
 
 def data(run: Run, split: str) -> Data:
