@@ -10,7 +10,7 @@ Shapes: B images of a batch, D embedding width, M images of all training streams
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class ContrastMemory(nn.Module):
     Buffers: student, teacher (M, D); z_student, z_teacher, the constants that make scores probabilities, -1 until the
     first batch sets them; classes (M,), `UNSEEN` or what a sample was taken for when it was last seen.
     """
+
+    classes: Tensor
 
     def __init__(self, ids: Sequence[str], dim: int, temperature: float, momentum: float) -> None:
         super().__init__()
@@ -98,8 +100,8 @@ def build_model(run: Run, role: str) -> nn.Module | None:
     """The two embeddings and the memory over all samples of the training streams."""
     cfg = run.cfg
     if role in ("student-embed", "teacher-embed"):
-        model = run.models[role.removesuffix("-embed")]
-        return Embed(int(model.num_features), int(cfg.embed_dim))  # type: ignore[call-overload]
+        model: Any = run.models[role.removesuffix("-embed")]
+        return Embed(model.num_features, int(cfg.embed_dim))
     if role == "memory":
         ids = [name for stream in run.task.streams for name in run.data(stream.split).ids]
         return ContrastMemory(ids, int(cfg.embed_dim), float(cfg.nce_temperature), float(cfg.memory_momentum))
