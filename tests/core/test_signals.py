@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdzoo import fit
-from kdzoo.artefacts import Store
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
 from kdzoo.losses.divergences import kl_divergence
@@ -25,6 +25,9 @@ from kdzoo.recording_maker import difference, form_of, from_rows, to_rows
 from kdzoo.runs import Run
 from kdzoo.testing import toy
 from kdzoo.top_k import bucket, bucketed, compress, dense
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
+from signal_runs import Open, said, same_weights, trained
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -46,42 +49,10 @@ def test_difference() -> None:
     assert difference(torch.zeros(2), torch.zeros(2)) == 0
 
 
-ROLES = (Role("student"), Role("teacher", "frozen", seed=1))
-
-
-class Open:
-    """Runs of the toy task with an augmented labelled stream and an unlabelled one that always looks the same."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.count = root, 0
-
-    def __call__(
-        self, signals: str = "recorded", add: Sequence[Any] = (toy.SoftLabels(),), **options: Any
-    ) -> Run:
-        self.count += 1
-        plain = {"roles": ROLES, "streams": ("train", "pool"), "method": False, "fixed": ("pool",)}
-        run = toy.run(self.root / f"run-{self.count}", signals=signals, add=add, **{**plain, **options})
-        run.store = Store(self.root)
-        return run
-
-
 @pytest.fixture
 def open_run(tmp_path: Path) -> Open:
     torch.set_num_threads(1)
     return Open(tmp_path)
-
-
-def trained(run: Run) -> dict[str, Tensor]:
-    fit.fit_stage(run)
-    return {name: value.clone() for name, value in run.models["student"].state_dict().items()}
-
-
-def same_weights(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0.0) -> bool:
-    return all(torch.allclose(value, other[name], rtol=0, atol=tolerance) for name, value in one.items())
-
-
-def said(run: Run, view: str = "image", role: str = "teacher") -> dict[str, Any]:
-    return run.facts["signals"][f"{role}/{view}"]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

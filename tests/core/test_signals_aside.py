@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kdzoo import fit
-from kdzoo.artefacts import Store
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
-from kdzoo.method import Batch, Role, Term
+from kdzoo.method import Batch, Term
 from kdzoo.runs import Run
 from kdzoo.testing import toy
 
-ROLES = (Role("student"), Role("teacher", "frozen", seed=1))
-
-
-class Open:
-    """Runs of the toy task with an augmented labelled stream and an unlabelled one that always looks the same."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.count = root, 0
-
-    def __call__(
-        self, signals: str = "recorded", add: Sequence[Any] = (toy.SoftLabels(),), **options: Any
-    ) -> Run:
-        self.count += 1
-        plain = {"roles": ROLES, "streams": ("train", "pool"), "method": False, "fixed": ("pool",)}
-        run = toy.run(self.root / f"run-{self.count}", signals=signals, add=add, **{**plain, **options})
-        run.store = Store(self.root)
-        return run
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
+from signal_runs import Open, said, same_weights, trained
 
 
 @pytest.fixture
 def open_run(tmp_path: Path) -> Open:
     torch.set_num_threads(1)
     return Open(tmp_path)
-
-
-def trained(run: Run) -> dict[str, Tensor]:
-    fit.fit_stage(run)
-    return {name: value.clone() for name, value in run.models["student"].state_dict().items()}
-
-
-def same_weights(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0.0) -> bool:
-    return all(torch.allclose(value, other[name], rtol=0, atol=tolerance) for name, value in one.items())
-
-
-def said(run: Run, view: str = "image", role: str = "teacher") -> dict[str, Any]:
-    return run.facts["signals"][f"{role}/{view}"]
 
 
 class Mixes(toy.SoftLabels):

@@ -13,6 +13,7 @@ import typer
 
 from kdzoo import signal_choice
 from kdzoo.cli import complete
+from kdzoo.cli.options import DTYPES, DataRoot, DeviceName, Dtype, Jobs, Smoke, Threads
 from kdzoo.errors import KdzooError, unknown
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from kdzoo.report.progress import Progress
 
 PROFILES = ("local", "paper")
-DTYPES = ("float32", "bfloat16")
 
 
 def bench(
@@ -98,43 +98,13 @@ def bench(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Make everything anew, finished results too.")
     ] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Train in this many processes at once. Without it, one a core (or a GPU); with 0, in this one.",
-        ),
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="Train on 'cpu', 'cuda' or 'cuda:N'; 'auto' takes a GPU if there is one.",
-            autocompletion=complete.words("auto", "cpu", "cuda"),
-        ),
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(help="Compute in 'float32' or 'bfloat16'.", autocompletion=complete.words(*DTYPES)),
-    ] = "float32",
-    threads: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Give every process this many threads; results depend on it in the last digits."
-        ),
-    ] = 1,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Look for the paper's data sets in this folder; 'kdzoo show TASK' tells how it is laid out."
-        ),
-    ] = None,
+    jobs: Jobs = None,
+    device: DeviceName = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = 1,
+    data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Write the record to this file too.")] = None,
-    smoke: Annotated[
-        bool,
-        typer.Option(
-            "--smoke", help="Take three steps with one seed to see that it runs; the numbers mean nothing."
-        ),
-    ] = False,
+    smoke: Smoke = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record on stdout as JSON and nothing else there.")
     ] = False,

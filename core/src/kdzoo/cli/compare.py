@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from kdzoo.cli import complete
-from kdzoo.cli.bench import DTYPES, check_words, usable_device
+from kdzoo.cli.bench import check_words, usable_device
+from kdzoo.cli.options import DataRoot, DeviceName, Dtype, Jobs, Smoke, Threads
 from kdzoo.errors import KdzooError
 
 
@@ -47,46 +48,16 @@ def compare(
             help="Change a setting in every arm that has it; may be repeated. 'kdzoo show' lists the settings.",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Train in this many processes at once. Without it, one a core (or a GPU); with 0, in this one.",
-        ),
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="Train on 'cpu', 'cuda' or 'cuda:N'; 'auto' takes a GPU if there is one.",
-            autocompletion=complete.words("auto", "cpu", "cuda"),
-        ),
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(help="Compute in 'float32' or 'bfloat16'.", autocompletion=complete.words(*DTYPES)),
-    ] = "float32",
-    threads: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Give every process this many threads; results depend on it in the last digits."
-        ),
-    ] = 1,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Look for the paper's data sets in this folder; 'kdzoo show TASK' tells how it is laid out."
-        ),
-    ] = None,
+    jobs: Jobs = None,
+    device: DeviceName = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = 1,
+    data_root: DataRoot = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the data to this file too, and the plot beside it with the suffix .svg."),
     ] = None,
-    smoke: Annotated[
-        bool,
-        typer.Option(
-            "--smoke", help="Take three steps with one seed to see that it runs; the numbers mean nothing."
-        ),
-    ] = False,
+    smoke: Smoke = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the data on stdout as JSON and nothing else there.")
     ] = False,

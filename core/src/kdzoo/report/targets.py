@@ -133,6 +133,8 @@ def _nothing(word: str, root: Path) -> KdzooError:
     methods = catalog.load().methods
     if word in methods:
         return KdzooError(f"no bench of {word!r} in {root / 'benches'}. Make one: kdzoo bench {word}")
+    if {"/", "\\"} & set(word) or Path(word).suffix == ".json":
+        return KdzooError(f"{word}: no such file or folder, so there is nothing to show. {EXPECTED}")
     known = [*methods, *(path.parent.name for path in (root / "benches").glob("*/record.json"))]
     return unknown("result", word, known, EXPECTED)
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdzoo.errors import KdzooError
 from kdzoo.method import Output
 from kdzoo_vision.nets import ImageModel, Shape
+from kdzoo_vision.timm_nets import patch_of
 
 HEADS = ("cls", "dist", "dense")
 PREFIX = 2  # class and distillation token stand before the patches
@@ -87,16 +87,9 @@ def deit(
     """
     from timm.models.deit import VisionTransformerDistilled
 
-    side = shape.image_size
-    if patch is None:
-        patch = min((p for p in range(1, side + 1) if side % p == 0), key=lambda p: (abs(p - side / 4), p))
-    if side % patch or dim % heads:
-        raise KdzooError(
-            f"deit: patch {patch} for image_size {side}, {heads} heads for dim {dim} given, patch a divisor of "
-            "image_size and heads a divisor of dim expected: pixels or channels would be left over. Set others."
-        )
+    patch = patch_of("deit", shape, dim, heads, patch, across=4)
     model = VisionTransformerDistilled(
-        img_size=side,
+        img_size=shape.image_size,
         patch_size=patch,
         in_chans=shape.in_channels,
         num_classes=shape.heads["num_classes"] or 0,

@@ -47,6 +47,26 @@ class TimmModel(ImageModel):
         return self.output(dict(zip(self.names, maps, strict=True)), pooled, logits)
 
 
+def patch_of(name: str, shape: Shape, dim: int, heads: int, patch: int | None, *, across: int) -> int:
+    """The side of a ViT's patches in pixels: the one given, or the divisor of the image's side that comes nearest to
+    `across` patches in a row.
+
+    Raises:
+        KdzooError: pixels or channels would be left over.
+    """
+    side = shape.image_size
+    if patch is None:
+        patch = min(
+            (p for p in range(1, side + 1) if side % p == 0), key=lambda p: (abs(p - side / across), p)
+        )
+    if side % patch or dim % heads:
+        raise KdzooError(
+            f"{name}: patch {patch} for image_size {side}, {heads} heads for dim {dim} given, patch a divisor of "
+            "image_size and heads a divisor of dim expected: pixels or channels would be left over. Set others."
+        )
+    return patch
+
+
 def vit(
     shape: Shape,
     dim: int = 32,
@@ -58,17 +78,9 @@ def vit(
     """timm's VisionTransformer with average pooling; the default patch gives about 7 x 7 tokens."""
     from timm.models.vision_transformer import VisionTransformer
 
-    side = shape.image_size
-    if patch is None:
-        patch = min((p for p in range(1, side + 1) if side % p == 0), key=lambda p: (abs(p - side / 7), p))
-    if side % patch or dim % heads:
-        raise KdzooError(
-            f"vit: patch {patch} for image_size {side}, {heads} heads for dim {dim} given, patch a divisor "
-            "of image_size and heads a divisor of dim expected: pixels or channels would be left over. Set "
-            "others."
-        )
+    patch = patch_of("vit", shape, dim, heads, patch, across=7)
     model = VisionTransformer(
-        img_size=side,
+        img_size=shape.image_size,
         patch_size=patch,
         in_chans=shape.in_channels,
         num_classes=shape.heads["num_classes"] or 0,

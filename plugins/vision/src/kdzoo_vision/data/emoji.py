@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,12 +25,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.errors import KdzooError, unknown
+from kdzoo.errors import unknown
 from kdzoo.method import Batch
 from kdzoo.task import Data
+from kdzoo_vision.data.shipped import Shipped
 from kdzoo_vision.data.transforms import uniforms
 
 FILES = Path(__file__).parent / "files"
+SHIPPED = Shipped("emoji-retrieval", "build_emoji.py")
 STYLES = ("google", "twitter")
 SPLITS = ("train", "val", "test")
 SIDE = 32  # pixels
@@ -165,7 +166,7 @@ def read(folder: Path = FILES) -> Emoji:
         KdzooError: a file that is missing, unreadable, or not the one in the manifest.
     """
     path = folder / "emoji-manifest.json"
-    manifest = _json(path, _content(path), ("sha256", "splits", "columns"))
+    manifest = SHIPPED.parsed(path, SHIPPED.content(path), ("sha256", "splits", "columns"))
     sheet_names = [f"emoji-{style}.png" for style in STYLES]
     lacking = [
         f"the sha256 of {name}"
@@ -174,10 +175,10 @@ def read(folder: Path = FILES) -> Emoji:
     ]
     lacking += [f"the split {split}" for split in SPLITS if split not in manifest["splits"]]
     if lacking:
-        raise _damaged(path, f"lacks {', '.join(lacking)}")
+        raise SHIPPED.damaged(path, f"lacks {', '.join(lacking)}")
     hashes: dict[str, str] = manifest["sha256"]
-    content = {name: _content(folder / name, expected) for name, expected in hashes.items()}
-    index = _json(folder / "emoji-index.json", content["emoji-index.json"], ("concepts",))
+    content = {name: SHIPPED.content(folder / name, expected) for name, expected in hashes.items()}
+    index = SHIPPED.parsed(folder / "emoji-index.json", content["emoji-index.json"], ("concepts",))
     concepts = tuple(tuple(concept) for concept in index["concepts"])
     sheets = [_cells(content[name], len(concepts), manifest["columns"]) for name in sheet_names]
     splits = {
@@ -197,33 +198,3 @@ def _cells(png: bytes, count: int, columns: int) -> np.ndarray:
     cells = cells[:count].astype(np.uint16)
     cells[:, :3] = (cells[:, :3] * cells[:, 3:] + 127) // 255
     return cells.astype(np.uint8)
-
-
-def _content(path: Path, expected: str | None = None) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _damaged(path, f"cannot be read ({error.strerror})") from error
-    found = hashlib.sha256(content).hexdigest()
-    if expected is not None and found != expected:
-        raise _damaged(path, f"has sha256 {found}, and its manifest expects {expected}")
-    return content
-
-
-def _json(path: Path, content: bytes, keys: tuple[str, ...]) -> dict:
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise _damaged(path, f"is not valid JSON ({error})") from error
-    lacking = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if lacking:
-        raise _damaged(path, f"lacks {', '.join(lacking)}")
-    return value
-
-
-def _damaged(path: Path, problem: str) -> KdzooError:
-    return KdzooError(
-        f"{path} {problem}. It is a part of the data of emoji-retrieval: results on other data could not be compared. "
-        "Reinstall kdzoo-vision (pip install --force-reinstall kdzoo-vision), or rebuild the files with "
-        "tools/build_emoji.py."
-    )

@@ -11,7 +11,6 @@ Shapes: N images of a split (two a concept, neighbours in order), B rows of a ba
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,12 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdzoo.errors import KdzooError, unknown
+from kdzoo.errors import unknown
 from kdzoo.method import Batch
 from kdzoo.task import Data
 from kdzoo_vision.data import emoji
+from kdzoo_vision.data.shipped import Shipped
 
 FILES = emoji.FILES
+SHIPPED = Shipped("emoji-keywords", "build_emoji_keywords.py")
 NAMES = ("emoji-keywords.json", "emoji-index.json")
 SPLITS = ("train", "pool", "val", "test")
 
@@ -107,43 +108,14 @@ def read(folder: Path = FILES) -> Keywords:
         KdzooError: a file that is missing, unreadable, or not the one in the manifest.
     """
     path = folder / "emoji-keywords-manifest.json"
-    manifest = _parsed(path, _content(path), ("sha256", "rare"))
+    manifest = SHIPPED.parsed(path, SHIPPED.content(path), ("sha256", "rare"))
     if lacking := [name for name in NAMES if name not in manifest["sha256"]]:
-        raise _damaged(path, f"lacks the sha256 of {', '.join(lacking)}")
-    content = {name: _content(folder / name, manifest["sha256"][name]) for name in NAMES}
-    table = _parsed(folder / NAMES[0], content[NAMES[0]], ("labels", "counts", "concepts"))
+        raise SHIPPED.damaged(path, f"lacks the sha256 of {', '.join(lacking)}")
+    content = {name: SHIPPED.content(folder / name, manifest["sha256"][name]) for name in NAMES}
+    table = SHIPPED.parsed(folder / NAMES[0], content[NAMES[0]], ("labels", "counts", "concepts"))
     return Keywords(
         names=tuple(table["labels"]),
         counts=tuple(table["counts"]),
         rare=torch.tensor(table["counts"]) <= int(manifest["rare"]),
         concepts={points: (split, tuple(labels)) for points, split, labels in table["concepts"]},
-    )
-
-
-def _content(path: Path, expected: str | None = None) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _damaged(path, f"cannot be read ({error.strerror})") from error
-    found = hashlib.sha256(content).hexdigest()
-    if expected is not None and found != expected:
-        raise _damaged(path, f"has sha256 {found}, and its manifest expects {expected}")
-    return content
-
-
-def _parsed(path: Path, content: bytes, keys: tuple[str, ...]) -> dict:
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise _damaged(path, f"is not valid JSON ({error})") from error
-    if lacking := [key for key in keys if not isinstance(value, dict) or key not in value]:
-        raise _damaged(path, f"lacks {', '.join(lacking)}")
-    return value
-
-
-def _damaged(path: Path, problem: str) -> KdzooError:
-    return KdzooError(
-        f"{path} {problem}. It is a part of the data of emoji-keywords: results on other data could not be compared. "
-        "Reinstall kdzoo-vision (pip install --force-reinstall kdzoo-vision), or rebuild the files with "
-        "tools/build_emoji_keywords.py."
     )

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,11 @@ from torch import Tensor
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Batch
 from kdzoo.task import Data
+from kdzoo_vision.data.shipped import Shipped
 from kdzoo_vision.data.transforms import uniforms
 
 FILES = Path(__file__).parent / "files"
+SHIPPED = Shipped("Fashion-MNIST", "build_fashion.py")
 SPLITS = ("train", "pool", "val", "test")
 SIDE = 28  # pixels
 SHIFT = 2  # pixels, largest shift
@@ -81,11 +82,11 @@ def load(split: str, labels: int = LABELS, *, augment: bool = True, folder: Path
 
 @cache
 def _load(split: str, labels: int, augment: bool, folder: Path) -> Data:
-    manifest = _json(folder / "fashion-manifest.json")
+    manifest = _description(folder / "fashion-manifest.json")
     images = _images(folder, manifest, split)
     classes = None
     if split != "pool":
-        archive = _content(folder / "fashion-labels.npz", manifest["sha256"]["fashion-labels.npz"])
+        archive = SHIPPED.content(folder / "fashion-labels.npz", manifest["sha256"]["fashion-labels.npz"])
         with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
             classes = torch.from_numpy(arrays[split].astype(np.int64))
     if split == "train":
@@ -137,7 +138,7 @@ def as_data(
 
 def statistics(folder: Path = FILES) -> tuple[float, float]:
     """Mean and standard deviation of the pixels of the official training part, in units of 255."""
-    manifest = _json(folder / "fashion-manifest.json")
+    manifest = _description(folder / "fashion-manifest.json")
     return manifest["mean"], manifest["std"]
 
 
@@ -166,8 +167,8 @@ def teacher(folder: Path = FILES) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     from safetensors.torch import load as from_bytes
 
-    info = _json(folder / "fashion-teacher.json")
-    weights = from_bytes(_content(folder / "fashion-teacher.safetensors", info["sha256"]))
+    info = _description(folder / "fashion-teacher.json")
+    weights = from_bytes(SHIPPED.content(folder / "fashion-teacher.safetensors", info["sha256"]))
     return info, {
         name: value.float() if value.is_floating_point() else value for name, value in weights.items()
     }
@@ -178,40 +179,12 @@ def _images(folder: Path, manifest: dict[str, Any], split: str) -> Tensor:
     from PIL import Image
 
     entry, columns = manifest["splits"][split], manifest["columns"]
-    png = _content(folder / entry["file"], manifest["sha256"][entry["file"]])
+    png = SHIPPED.content(folder / entry["file"], manifest["sha256"][entry["file"]])
     sheet = np.asarray(Image.open(io.BytesIO(png)))
     images = sheet.reshape(-1, SIDE, columns, SIDE).transpose(0, 2, 1, 3).reshape(-1, SIDE, SIDE)
     return torch.from_numpy(np.ascontiguousarray(images))
 
 
-REMEDY = "Reinstall the package: pip install --force-reinstall kdzoo-vision."
-
-
-def _content(path: Path, expected: str) -> bytes:
-    content = _read(path)
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise KdzooError(
-            f"{path} is damaged or from another version: sha256 {found} found, {expected} expected. Results "
-            f"with it could not be compared with any others. {REMEDY}"
-        )
-    return content
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise KdzooError(
-            f"cannot read {path}: {error.strerror}. It ships with kdzoo-vision, and the task cannot run "
-            f"without it. {REMEDY}"
-        ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(_read(path))
-    except ValueError as error:
-        raise KdzooError(
-            f"{path} is not valid JSON ({error}): the files it describes cannot be verified. {REMEDY}"
-        ) from error
+def _description(path: Path) -> dict[str, Any]:
+    """A JSON file that says what other files hold."""
+    return SHIPPED.parsed(path, SHIPPED.content(path), ("sha256",))
