@@ -272,6 +272,8 @@ def _facts(entry: Entry) -> dict[str, Any]:
 def _verify(recordings: Recordings, names: list[str]) -> None:
     """Hash everything again; exit code 1 where a file is not what was written."""
     entries = recordings.entries()
+    if not entries and not names:
+        print("nothing is recorded, so there is nothing to verify")
     for name in names:
         if not any(entry.folder.name.startswith(name) for entry in entries):
             known = [entry.folder.name[:8] for entry in entries]
