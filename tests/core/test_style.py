@@ -164,10 +164,6 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-UNRECORDED = {"mokd"}
-"""Methods whose bench has not been run for a record yet; their pages say so. A name leaves when its record comes."""
-
-
 @pytest.mark.parametrize("card", methods(), ids=lambda path: path.stem)
 def test_method_is_complete(card: Path):
     """Would catch a method without its module, its page, or the record of its default task."""
@@ -178,9 +174,6 @@ def test_method_is_complete(card: Path):
     local = [task for task, use in method.tasks.items() if use.profile == "local" and use.default]
     assert local
     missing = [t for t in local if not (ROOT / f"benchmarks/results/{card.stem}.{t}.json").exists()]
-    if card.stem in UNRECORDED:
-        assert missing == local, "has its record: take it out of UNRECORDED"
-        return
     assert not missing, "make it with the command that 'python tools/make_docs.py --records' prints"
 
 
