@@ -70,7 +70,10 @@
   const arrange = (plot) => {
     const shown = [...plot.querySelectorAll(".series[data-y]:not(.off)")];
     const wanted = shown.map((one) => Number(one.dataset.y));
-    const places = spread(wanted, 14, Number(plot.dataset.low), Number(plot.dataset.high));
+    const [low, high] = [Number(plot.dataset.low), Number(plot.dataset.high)];
+    const places = spread(wanted, 14, low, high);
+    // Names closer than this cover each other: then only the one that is pointed at is shown.
+    plot.classList.toggle("crowded", shown.length > 1 && (high - low) / (shown.length - 1) < 9);
     shown.forEach((one, i) => {
       one.querySelector("text.end").setAttribute("y", places[i]);
       one.querySelector("path.leader").setAttribute(
