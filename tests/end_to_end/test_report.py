@@ -205,7 +205,8 @@ def test_lines_are_switched(browser: Any, page_file: Path) -> None:
         places = sorted(map(float, names.evaluate_all("all => all.map((one) => one.getAttribute('y'))")))
         assert all(b - a > 8 for a, b in pairwise(places))
         button.hover()
-        assert names.count() == (len(places) or 1)  # where all of them have no room: that of the line pointed at
+        # Where all of them have no room: that of the line pointed at.
+        assert names.count() == (len(places) or 1)
 
 
 def test_the_command_is_copied(browser: Any, page_file: Path, record: Record) -> None:
