@@ -23,7 +23,7 @@ test: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy core/src plugins/vision/src tools
+	$(BIN)/mypy core/src $(wildcard plugins/*/src) tools
 
 docs: $(VENV)/installed
 	$(BIN)/python tools/make_docs.py

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 _MASK = (1 << 64) - 1
@@ -74,3 +75,37 @@ def _signed(value: int) -> int:
 def _logical_shift(value: Tensor, bits: int) -> Tensor:
     """Shift right without the sign: torch shifts int64 arithmetically."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def uniforms(seeds: Tensor, draws: int) -> np.ndarray:
+    """Independent numbers for each sample, as a function of its seed: what augmentation draws from.
+
+    Draw k of a sample is SplitMix64 of (seed, k): the same numbers in each thread, process and library version, at a
+    few vector operations for a whole batch.
+
+    Args:
+        seeds: (B,) int64, any values.
+        draws: how many numbers a sample gets.
+
+    Returns:
+        (B, draws) float64 in [0, 1), multiples of 2^-53.
+    """
+    import numpy as np
+
+    # A mixed seed first: SplitMix64 streams of seeds that differ by a multiple of the golden gamma would overlap.
+    start = splitmix(seeds.numpy().astype(np.int64).view(np.uint64))
+    steps = np.arange(draws, dtype=np.uint64) * np.uint64(_GOLDEN)
+    bits = splitmix(start[:, None] + steps[None, :])
+    found: np.ndarray = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return found
+
+
+def splitmix(state: np.ndarray) -> np.ndarray:
+    """SplitMix64's output for each state: uint64 in, uint64 out, a bijection."""
+    import numpy as np
+
+    z = state + np.uint64(_GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MULTIPLY_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MULTIPLY_2)
+    moved: np.ndarray = z ^ (z >> np.uint64(31))
+    return moved

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from kdzoo.loader import Order
 from kdzoo.method import Batch
+from kdzoo.rng import uniforms
 from kdzoo_vision import mixing
 from kdzoo_vision.data import strong
 from kdzoo_vision.data.photos import load
-from kdzoo_vision.data.transforms import DRAWS, Recipe, uniforms
+from kdzoo_vision.data.transforms import DRAWS, Recipe
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
 import tiny_layouts

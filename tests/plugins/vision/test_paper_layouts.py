@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdzoo.rng import splitmix, uniforms
 from kdzoo_vision.data.photos import DATASETS, load
 from kdzoo_vision.data.transforms import (
     AREA,
@@ -18,8 +19,6 @@ from kdzoo_vision.data.transforms import (
     RATIO,
     batch_pixels,
     random_area,
-    splitmix,
-    uniforms,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not

@@ -15,10 +15,9 @@ import torch
 from kdzoo.errors import KdzooError
 from kdzoo.loader import join
 from kdzoo.method import Batch
-from kdzoo.rng import id_words, mix, sample_seeds
+from kdzoo.rng import id_words, mix, sample_seeds, uniforms
 from kdzoo.task import Data
 from kdzoo_vision.data.batch_images import shifted
-from kdzoo_vision.data.transforms import uniforms
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run

@@ -27,12 +27,12 @@ from torch.nn import functional as F
 
 from kdzoo.errors import unknown
 from kdzoo.method import Batch
+from kdzoo.rng import uniforms
+from kdzoo.shipped import Shipped
 from kdzoo.task import Data
-from kdzoo_vision.data.shipped import Shipped
-from kdzoo_vision.data.transforms import uniforms
 
 FILES = Path(__file__).parent / "files"
-SHIPPED = Shipped("emoji-retrieval", "build_emoji.py")
+SHIPPED = Shipped("emoji-retrieval", "build_emoji.py", "kdzoo-vision")
 STYLES = ("google", "twitter")
 SPLITS = ("train", "val", "test")
 SIDE = 32  # pixels

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from kdzoo.errors import unknown
 from kdzoo.method import Batch
+from kdzoo.shipped import Shipped
 from kdzoo.task import Data
 from kdzoo_vision.data import emoji
-from kdzoo_vision.data.shipped import Shipped
 
 FILES = emoji.FILES
-SHIPPED = Shipped("emoji-keywords", "build_emoji_keywords.py")
+SHIPPED = Shipped("emoji-keywords", "build_emoji_keywords.py", "kdzoo-vision")
 NAMES = ("emoji-keywords.json", "emoji-index.json")
 SPLITS = ("train", "pool", "val", "test")
 

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Batch
+from kdzoo.rng import uniforms
+from kdzoo.shipped import Shipped
 from kdzoo.task import Data
-from kdzoo_vision.data.shipped import Shipped
-from kdzoo_vision.data.transforms import uniforms
 
 FILES = Path(__file__).parent / "files"
-SHIPPED = Shipped("Fashion-MNIST", "build_fashion.py")
+SHIPPED = Shipped("Fashion-MNIST", "build_fashion.py", "kdzoo-vision")
 SPLITS = ("train", "pool", "val", "test")
 SIDE = 28  # pixels
 SHIFT = 2  # pixels, largest shift

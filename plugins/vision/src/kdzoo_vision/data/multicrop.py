@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.errors import KdzooError
-from kdzoo_vision.data.transforms import RATIO, TRIES, random_area, uniforms
+from kdzoo.rng import uniforms
+from kdzoo_vision.data.transforms import RATIO, TRIES, random_area
 
 GREY_DRAWS = 12  # numbers a crop of a grey image uses
 PHOTO_DRAWS = 11 + 4 * TRIES  # those of a photo: the last ones are the tries of `random_area`

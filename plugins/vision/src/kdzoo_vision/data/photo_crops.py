@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kdzoo.method import Batch
+from kdzoo.rng import uniforms
 from kdzoo.task import Data
 from kdzoo_vision.data.multicrop import PHOTO_DRAWS, Crops, photo_crop
 from kdzoo_vision.data.photos import Collate, Files
-from kdzoo_vision.data.transforms import uniforms
 
 
 @dataclass(frozen=True, slots=True)

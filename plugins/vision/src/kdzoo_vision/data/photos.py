@@ -32,13 +32,14 @@ from torch import Tensor
 
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Batch
+from kdzoo.rng import uniforms
 from kdzoo.task import SPLITS, Data
 from kdzoo_vision.data import class_layouts, metric_layouts, tagged
 from kdzoo_vision.data.datasets import DATASETS, Augment, DatasetInfo, layout_error
 from kdzoo_vision.data.holdout import held_out, held_out_per_class
 from kdzoo_vision.data.listing import Listing, Part
 from kdzoo_vision.data.strong import ERASE_DRAWS, erase
-from kdzoo_vision.data.transforms import DRAWS, Recipe, batch_pixels, decode, padded_windows, uniforms
+from kdzoo_vision.data.transforms import DRAWS, Recipe, batch_pixels, decode, padded_windows
 
 __all__ = ["DATASETS", "Collate", "DatasetInfo", "Files", "Records", "check_layout", "load"]
 

@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdzoo.errors import KdzooError
+from kdzoo.rng import uniforms
 from kdzoo_vision.data import strong
 from kdzoo_vision.data.datasets import Augment
 from kdzoo_vision.data.randaugment import cut_and_distort
@@ -39,33 +40,6 @@ AREA = (0.08, 1.0)  # share of the image's area; Szegedy et al. 2015
 RATIO = (3 / 4, 4 / 3)  # width / height; Szegedy et al. 2015
 TRIES = 10  # torchvision's number of attempts before it falls back to a centre crop
 DRAWS = 1 + 4 * TRIES  # flip, then at most four numbers a try
-
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-
-
-def uniforms(seeds: Tensor, draws: int) -> np.ndarray:
-    """Independent numbers for each sample.
-
-    Args:
-        seeds: (B,) int64, any values.
-        draws: how many numbers a sample gets.
-
-    Returns:
-        (B, draws) float64 in [0, 1), multiples of 2^-53.
-    """
-    # A mixed seed first: SplitMix64 streams of seeds that differ by a multiple of gamma would overlap.
-    start = splitmix(seeds.numpy().astype(np.int64).view(np.uint64))
-    steps = np.arange(draws, dtype=np.uint64) * _GAMMA
-    bits = splitmix(start[:, None] + steps[None, :])
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def splitmix(state: np.ndarray) -> np.ndarray:
-    """SplitMix64's output for each state: uint64 in, uint64 out, a bijection."""
-    z = state + _GAMMA
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 @dataclass(frozen=True, slots=True)

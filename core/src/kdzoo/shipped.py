@@ -1,4 +1,4 @@
-"""Files that the package ships: read whole, held against the sha256 in their manifest, refused where they differ."""
+"""Files that a distribution ships: read whole, held against the sha256 in their manifest, refused where they differ."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class Shipped:
     Attributes:
         task: whose data they are.
         tool: the program under tools/ that builds them.
+        distribution: which package to install again where they are damaged.
     """
 
     task: str
     tool: str
+    distribution: str
 
     def content(self, path: Path, expected: str | None = None) -> bytes:
         """A file's bytes.
@@ -52,6 +54,6 @@ class Shipped:
     def damaged(self, path: Path, problem: str) -> KdzooError:
         return KdzooError(
             f"{path} {problem}. It is a part of the data of {self.task}: results on other data could not be compared. "
-            "Reinstall kdzoo-vision (pip install --force-reinstall kdzoo-vision), or rebuild the files with "
-            f"tools/{self.tool}."
+            f"Reinstall {self.distribution} (pip install --force-reinstall {self.distribution}), or rebuild the files "
+            f"with tools/{self.tool}."
         )

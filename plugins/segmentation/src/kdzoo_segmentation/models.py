@@ -1,0 +1,261 @@
+"""Segmentation models by name: configurations of mmsegmentation, from a few thousand parameters to the papers' sizes.
+
+``build("fcn-mv2-tiny", classes=8, channels=1)`` gives a module whose ``forward(image)`` returns a
+`kdzoo.method.Output`; so losses never ask which architecture they talk to.
+
+Shapes: B images, I input channels, H x W pixels, C classes, h x w the head's resolution.
+
+    image       (B, I, H, W) float
+    logits      (B, C, H, W): the head's scores, bilinearly resized as mmseg does before its loss and its argmax
+    features    "stage1" ... "stageK": the backbone's maps; "head": (B, D, h, w), what the classifier sees;
+                "score": (B, C, h, w), the head's scores as they are
+    extra       "auxiliary": list of (B, C, h', w'), one an auxiliary head, while training
+
+Not here: pretrained weights of the hub (mmengine would unpickle them): `pretrained` loads a local file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdzoo.cards import Side
+from kdzoo.errors import unknown
+from kdzoo.method import Output
+from kdzoo_segmentation.openmmlab import MODELS, in_mmseg
+
+BN = {"type": "BN", "requires_grad": True}
+SYNC = {"type": "SyncBN", "requires_grad": True}
+
+
+def resnet(depth: int, base: int = 64, norm: dict[str, Any] = BN, dilated: bool = True) -> dict[str, Any]:
+    """ResNetV1c; dilated to an output stride of 8 as FCN, PSP and DeepLab want it."""
+    return {
+        "type": "ResNetV1c",
+        "depth": depth,
+        "base_channels": base,
+        "stem_channels": base,
+        "num_stages": 4,
+        "out_indices": (0, 1, 2, 3),
+        "dilations": (1, 1, 2, 4) if dilated else (1, 1, 1, 1),
+        "strides": (1, 2, 1, 1) if dilated else (1, 2, 2, 2),
+        "norm_cfg": norm,
+        "norm_eval": False,
+        "style": "pytorch",
+        "contract_dilation": True,
+    }
+
+
+def mobilenet(widen: float, norm: dict[str, Any] = BN) -> dict[str, Any]:
+    """MobileNetV2 with an output stride of 8."""
+    return {
+        "type": "MobileNetV2",
+        "widen_factor": widen,
+        "strides": (1, 2, 2, 1, 1, 1, 1),
+        "dilations": (1, 1, 1, 2, 2, 4, 4),
+        "out_indices": (1, 2, 4, 6),
+        "norm_cfg": norm,
+    }
+
+
+def mit(dims: int, layers: tuple[int, ...], heads: tuple[int, ...] = (1, 2, 5, 8)) -> dict[str, Any]:
+    """Segformer's Mix Transformer."""
+    return {
+        "type": "MixVisionTransformer",
+        "embed_dims": dims,
+        "num_layers": list(layers),
+        "num_heads": list(heads),
+        "patch_sizes": [7, 3, 3, 3],
+        "sr_ratios": [8, 4, 2, 1],
+        "out_indices": (0, 1, 2, 3),
+        "mlp_ratio": 4,
+        "drop_path_rate": 0.1,
+    }
+
+
+def head(
+    kind: str,
+    widths: list[int],
+    channels: int,
+    norm: dict[str, Any] = BN,
+    dilations: tuple[int, ...] = (1, 12, 24, 36),
+) -> dict[str, Any]:
+    """A decode head of mmseg on the backbone's maps of these widths; `dilations` are those of ASPP."""
+    last = len(widths) - 1
+    shared = {"channels": channels, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.1}
+    forms: dict[str, dict[str, Any]] = {
+        "fcn": {"type": "FCNHead", "num_convs": 1, "kernel_size": 3, "concat_input": False},
+        "psp": {"type": "PSPHead", "pool_scales": (1, 2, 3, 6)},
+        "aspp": {"type": "DepthwiseSeparableASPPHead", "dilations": dilations, "c1_in_channels": widths[0]},
+        "segformer": {"type": "SegformerHead"},
+    }
+    form = forms[kind]
+    if kind == "aspp":
+        form["c1_channels"] = min(48, channels)
+    if kind == "segformer":
+        return {**form, **shared, "in_channels": widths, "in_index": list(range(len(widths)))}
+    return {**form, **shared, "in_channels": widths[last], "in_index": last}
+
+
+def auxiliary(widths: list[int], channels: int, norm: dict[str, Any] = BN) -> dict[str, Any]:
+    """mmseg's auxiliary FCN head on the last map but one; its loss has the weight 0.4 there."""
+    place = len(widths) - 2
+    return {**head("fcn", widths, channels, norm), "in_channels": widths[place], "in_index": place}
+
+
+WIDE = {18: [64, 128, 256, 512], 101: [256, 512, 1024, 2048]}  # of a ResNet's maps
+SMALL = (1, 2, 4)  # ASPP on maps of 13 pixels
+
+
+def _tiny(base: int, kind: str, channels: int) -> dict[str, Any]:
+    return {
+        "backbone": resnet(18, base),
+        "widths": [base << k for k in range(4)],
+        "head": kind,
+        "channels": channels,
+        **({"dilations": SMALL} if kind == "aspp" else {}),
+    }
+
+
+def _full(depth: int, kind: str, channels: int) -> dict[str, Any]:
+    return {
+        "backbone": resnet(depth, norm=SYNC),
+        "widths": WIDE[depth],
+        "head": kind,
+        "channels": channels,
+        "auxiliary": WIDE[depth][2] // 4,
+    }
+
+
+def _mobile(widen: float, widths: list[int], channels: int, norm: dict[str, Any]) -> dict[str, Any]:
+    return {"backbone": mobilenet(widen, norm), "widths": widths, "head": "aspp", "channels": channels}
+
+
+def _segformer(dims: int, layers: tuple[int, ...], heads: tuple[int, ...], channels: int) -> dict[str, Any]:
+    return {
+        "backbone": mit(dims, layers, heads),
+        "widths": [dims * k for k in heads],
+        "head": "segformer",
+        "channels": channels,
+    }
+
+
+SPECS: dict[str, dict[str, Any]] = {
+    # For pictures of about 100 pixels on a CPU.
+    "fcn-r18-xs": _tiny(8, "fcn", 16),
+    "psp-r18-xs": _tiny(8, "psp", 16),
+    "psp-r18-s": _tiny(16, "psp", 32),
+    "deeplabv3p-r18-xs": _tiny(8, "aspp", 16),
+    "deeplabv3p-r18-s": _tiny(16, "aspp", 32),
+    "deeplabv3p-r18-m": _tiny(24, "aspp", 48),
+    "deeplabv3p-mv2-xs": _mobile(0.25, [8, 8, 24, 80], 16, BN) | {"dilations": SMALL},
+    "segformer-xs": _segformer(8, (1, 1, 1, 1), (1, 2, 4, 8), 16),
+    "segformer-s": _segformer(16, (2, 2, 2, 2), (1, 2, 4, 8), 64),
+    # The papers' sizes.
+    "fcn-r18": _full(18, "fcn", 128),
+    "psp-r18": _full(18, "psp", 128),
+    "psp-r101": _full(101, "psp", 512),
+    "deeplabv3p-r18": _full(18, "aspp", 128),
+    "deeplabv3p-r101": _full(101, "aspp", 512),
+    "deeplabv3p-mv2": _mobile(1.0, [24, 32, 96, 320], 512, SYNC) | {"auxiliary": 256},
+    "segformer-b0": _segformer(32, (2, 2, 2, 2), (1, 2, 5, 8), 256),
+    "segformer-b2": _segformer(64, (3, 4, 6, 3), (1, 2, 5, 8), 768),
+}  # fmt: skip
+
+
+class Segmentor(nn.Module):
+    """An EncoderDecoder of mmseg that answers with an `Output`.
+
+    Attributes:
+        net: the EncoderDecoder, for mmseg's own tools.
+        num_classes: C.
+    """
+
+    def __init__(self, net: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.net, self.num_classes = net, num_classes
+
+    def forward(self, image: Tensor) -> Output:
+        stages = self.net.backbone(image)
+        features = {f"stage{k}": stage for k, stage in enumerate(stages, 1)}
+        seen: list[Tensor] = []
+        decoder = self.net.decode_head
+        # What cls_seg gets, before its dropout.
+        entry = decoder.dropout if decoder.dropout is not None else decoder.conv_seg
+        handle = entry.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            score = decoder(stages)
+        finally:
+            handle.remove()
+        features["head"], features["score"] = seen[-1], score
+        extra: dict[str, Any] = {}
+        if self.training and self.net.with_auxiliary_head:
+            extra["auxiliary"] = [self.net.auxiliary_head(stages)]
+        return Output(logits=resized(score, image), features=features, extra=extra)
+
+
+def resized(score: Tensor, like: Tensor) -> Tensor:
+    """Scores (B, C, h, w) at the size of an image or a label map, as mmseg resizes them (align_corners False)."""
+    size = like.shape[-2:]
+    return (
+        score if score.shape[2:] == size else F.interpolate(score, size, mode="bilinear", align_corners=False)
+    )
+
+
+def build(name: str, *, classes: int, channels: int = 3, initialise: bool = True) -> Segmentor:
+    """Make the model `name`, freshly initialised by mmseg's rules from torch's default generator.
+
+    Args:
+        name: a key of `SPECS`.
+        classes: C.
+        channels: I; the first convolution of the backbone is replaced where it is not 3.
+        initialise: draw the first weights; without, only the shapes are right.
+
+    Raises:
+        KdzooError: unknown name.
+    """
+    if name not in SPECS:
+        raise unknown("segmentation model", name, SPECS, f"Known: {', '.join(SPECS)}.")
+    spec = SPECS[name]
+    norm = spec["backbone"].get("norm_cfg", BN)
+    rates = {"dilations": spec["dilations"]} if "dilations" in spec else {}
+    decoder = head(spec["head"], spec["widths"], spec["channels"], norm, **rates) | {"num_classes": classes}
+    helper = None
+    if "auxiliary" in spec:
+        helper = auxiliary(spec["widths"], spec["auxiliary"], norm) | {"num_classes": classes}
+    config = {
+        "type": "mmseg.EncoderDecoder",
+        "backbone": dict(spec["backbone"]),
+        "decode_head": decoder,
+        "auxiliary_head": helper,
+        "test_cfg": {"mode": "whole"},
+    }
+    with in_mmseg():
+        net = MODELS.build(config)
+    if channels != 3:
+        first_convolution(net.backbone, channels)
+    if initialise:
+        with in_mmseg():
+            net.init_weights()
+    return Segmentor(net, classes)
+
+
+def first_convolution(backbone: nn.Module, channels: int) -> None:
+    """Give the backbone's first convolution another number of input channels."""
+    name, old = next((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
+    shape: dict[str, Any] = {"stride": old.stride, "padding": old.padding, "bias": old.bias is not None}
+    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, **shape)  # type: ignore[arg-type]
+    owner, _, attribute = name.rpartition(".")
+    setattr(backbone.get_submodule(owner), attribute, new)
+
+
+def side(name: str, classes: int, channels: int, height: int, width: int) -> Side:
+    """What a model by name takes and gives, found without weights on torch's ``meta`` device."""
+    with torch.device("meta"), torch.no_grad():
+        model = build(name, classes=classes, channels=channels, initialise=False).eval()
+        said = model(torch.empty(1, channels, height, width))
+    layers = {feature: list(value.shape[1:]) for feature, value in said.features.items()}
+    return Side(layers=layers, classes=classes)

@@ -1,0 +1,24 @@
+"""Slices of a brain, labelled by region; the settings are in the card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdzoo.task import Data
+from kdzoo_segmentation.data import brain
+from kdzoo_segmentation.engine import fit
+from kdzoo_segmentation.segmentation import build_model, check_pair, evaluate, loss_terms
+
+if TYPE_CHECKING:
+    from kdzoo.runs import Run
+
+__all__ = ["METAINFO", "SUBSETS", "build_model", "check_pair", "data", "evaluate", "fit", "loss_terms"]
+
+METAINFO = brain.METAINFO
+SUBSETS = {"small": ("central", "deep", "cerebellum")}
+"""Classes with the fewest pixels in the training slices."""
+
+
+def data(run: Run, split: str) -> Data:
+    """The shipped splits; `labelled` of the training slices are used."""
+    return brain.load(split, labelled=int(run.cfg.labelled))
