@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdzoo.cards import Baseline, MethodCard, TaskCard
+from kdzoo.cards import Baseline, MethodCard, TaskCard, is_shipped
 from kdzoo.catalog import Catalog
 from kdzoo.claim_rows import Claim, metric_names
 from kdzoo.errors import KdzooError, unknown
@@ -182,7 +182,7 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
     """The plan of an arm: the task's teacher if it is to be trained, the method's stages, the evaluation."""
     roles = roles_of(arm, cards, task)
     ships = ships_of(arm, cards, task)
-    teacher_trained = task.teacher is not None and not task.teacher.file
+    teacher_trained = task.teacher is not None and not is_shipped(task.teacher, values)
     stages: list[Stage] = []
     if teacher_trained:
         assert task.teacher is not None
@@ -193,9 +193,11 @@ def stages_of(arm: Arm, cards: Catalog, task: TaskCard, values: Mapping[str, Any
         shipped = (Role("teacher", "frozen", "task"),)
         needs: tuple[str, ...] = ("teacher",) if teacher_trained else ()
         return [*stages, Stage("evaluate", "kdzoo.evaluate:evaluate_stage", needs, ("*",), roles=shipped)]
-    module = cards.module(arm.method) if arm.method else None
-    if module is not None and hasattr(module, "plan"):
-        own: list[Stage] = list(module.plan(Settings(values, ("*",), "plan")))
+    # A task that is learnt in parts plans every arm whose method has no plan of its own, the student alone too.
+    modules = [cards.module(slug) for slug in (arm.method, task.slug) if slug]
+    planner = next((module for module in modules if hasattr(module, "plan")), None)
+    if planner is not None:
+        own: list[Stage] = list(planner.plan(Settings(values, ("*",), "plan")))
     else:
         own = [fit_stage()]
     beside = [role for stage in own if stage.name == "evaluate" for role in stage.roles or ()]

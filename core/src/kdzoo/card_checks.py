@@ -130,6 +130,9 @@ def task_problems(card: TaskCard) -> list[str]:
             problems.append(str(unknown("setting", name, card.params, "It is set in [teacher.set].")))
         elif why := value_problem(card.params[name], value):
             problems.append(f"teacher.set.{name}: {why}")
+    for name in card.teacher.fits if card.teacher else ():
+        if name not in card.params:
+            problems.append(str(unknown("setting", name, card.params, "It is named in [teacher.fits].")))
     for name, source in (card.teacher.follow if card.teacher else {}).items():
         for key in (name, source):
             if key not in card.params:

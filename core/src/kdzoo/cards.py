@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,14 +219,24 @@ class Stream(_Card, kw_only=True, frozen=True):
 class ShippedTeacher(_Card, kw_only=True, frozen=True):
     """The task's teacher. With `file`, weights in the package, known by their hash, and the command that made them;
     without, the bench trains it once, with the settings of `set`, by the task's own loss. `follow` gives a setting
-    of that stage the value of another one, so that ``--set`` reaches it: ``{ steps = "teacher_steps" }``."""
+    of that stage the value of another one, so that ``--set`` reaches it: ``{ steps = "teacher_steps" }``. With `fits`,
+    the file is the teacher only where the settings have these values (``{ teacher = "psp-r18-s" }``); under others the
+    bench trains one."""
 
     text: str
     file: str = ""
+    fits: dict[str, Value] = {}
     sha256: str = ""
     command: str = ""
     set: dict[str, Value] = {}
     follow: dict[str, str] = {}
+
+
+def is_shipped(teacher: ShippedTeacher | None, values: Mapping[str, Any]) -> bool:
+    """Whether the task's teacher is the file in the package under these settings."""
+    if teacher is None or not teacher.file:
+        return False
+    return all(values.get(name) == value for name, value in teacher.fits.items())
 
 
 class Side(_Card, kw_only=True, frozen=True):

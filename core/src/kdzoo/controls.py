@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdzoo.arms import Arm
-from kdzoo.cards import MethodCard, TaskCard
+from kdzoo.cards import MethodCard, TaskCard, is_shipped
 from kdzoo.errors import KdzooError
 from kdzoo.method import EVALUATE, Role, Stage
 
@@ -81,9 +81,9 @@ def _no_smoothing(task: TaskCard) -> str | None:
     return None if task.teacher else f"{task.slug} has no teacher whose entropy the labels could take"
 
 
-def entropy_stage_of(task: TaskCard, temperature: float) -> Stage:
-    """The stage that measures how uncertain the task's teacher is on the training data."""
-    trained = task.teacher is not None and not task.teacher.file
+def entropy_stage_of(task: TaskCard, temperature: float, values: Mapping[str, Any]) -> Stage:
+    """The stage that measures how uncertain the task's teacher, under these settings, is on the training data."""
+    trained = task.teacher is not None and not is_shipped(task.teacher, values)
     return Stage(
         "entropy",
         ENTROPY,

@@ -43,11 +43,14 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
     from kdzoo import metrics
 
     found: dict[str, Metric] = {}
-    taught = run.predict("teacher", split) if "teacher" in run.models else None
+    taught = None
     for role, suffix in run.shipped():
-        said = run.predict(role, split)
-        if said.logits is None or said.logits.dim() != 2:
+        if not _answers_by_sample(run, role, split):
             continue
+        said = run.predict(role, split)
+        assert said.logits is not None
+        if taught is None and "teacher" in run.models and _answers_by_sample(run, "teacher", split):
+            taught = run.predict("teacher", split)
         if isinstance(said.labels, Tensor) and said.labels.dim() == 1:
             calibration = metrics.expected_calibration_error(said.logits, said.labels, axis=1, bins=15)
             found[f"ece{suffix}"] = Metric(float(calibration), len(said.ids))
@@ -57,6 +60,16 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
             apart = metrics.predictive_kl(said.logits, taught.logits, axis=1, reduction="none")
             found[f"teacher_kl{suffix}"] = Metric(float(apart.mean()), len(said.ids), apart)
     return found
+
+
+def _answers_by_sample(run: Run, role: str, split: str) -> bool:
+    """Whether a model gives logits (N, C). Others, such as maps over large images, are the task's to measure: all of
+    them at once would not fit into memory."""
+    data = run.data(split)
+    one: Batch = run.to_device(data.collate(data.items, torch.arange(1), None))
+    with torch.no_grad(), run.device_info.autocast():
+        logits = as_output(run.models[role](one.views["image"])).logits
+    return logits is not None and logits.dim() == 2
 
 
 def predict(run: Run, role: str, split: str, view: str, batch: int) -> Predicted:

@@ -21,6 +21,7 @@ import torch
 
 from kdzoo import builtin, catalog, plugins
 from kdzoo.artefacts import Store, disk_errors, key_of, write_atomic
+from kdzoo.cards import is_shipped
 from kdzoo.device import Device, launched_ranks, open_device
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import PROJECT
@@ -98,7 +99,7 @@ def teacher_hash(spec: StageSpec) -> str | None:
     """The hash of the shipped teacher, where a role of the stage is it."""
     teacher = catalog.load().task(spec.task).teacher
     asked = any(role.source == "task" for role in spec.roles)
-    return teacher.sha256 if asked and teacher and teacher.file else None
+    return teacher.sha256 if asked and teacher and is_shipped(teacher, spec.settings) else None
 
 
 def source_hash(spec: StageSpec) -> str:

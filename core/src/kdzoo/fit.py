@@ -22,6 +22,7 @@ from kdzoo import checkpoint, roles
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Batch, Term
+from kdzoo.parameter_groups import parameter_groups
 from kdzoo.runs import NotFinite, Run, Stopped
 
 _REPORT_SECONDS = 0.2
@@ -175,10 +176,10 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
     """
     cfg = run.cfg
     groups = [
-        {"params": parameters, "role": name}
+        group
         for name, role in run.roles.items()
         if role.kind == "train"
-        and (parameters := [p for p in run.models[name].parameters() if p.requires_grad])
+        for group in parameter_groups(cfg, name, run.models[name])
     ]
     kind, lr, decay = (
         str(cfg.get("optimizer", "adamw")),
@@ -206,15 +207,16 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
     if run.restored is not None and run.restored["optimizer"] is not None:
         optimizer.load_state_dict(run.restored["optimizer"])
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(cfg, run.step, run.steps)
+        group["lr"] = learning_rate(cfg, run.step, run.steps) * group.get("lr_scale", 1.0)
     run.rate = partial(learning_rate, dict(cfg), steps=run.steps)
     return optimizer
 
 
 def learning_rate(cfg: Mapping[str, Any], step: int, steps: int) -> float:
-    """The learning rate of a step: linear warm-up over `warmup` steps, then `schedule`: constant, cosine or steps.
+    """The learning rate of a step: linear warm-up over `warmup` steps, then `schedule` (constant, cosine, poly, steps).
 
-    ``steps`` multiplies by `decay` at each of the `milestones`, given as shares of the whole run.
+    ``steps`` multiplies by `decay` at each of the `milestones`, given as shares of the whole run. ``poly`` falls from
+    `lr` to `min_lr` by (1 - share) ** `power`, the share being that of the steps after the warm-up.
     """
     base, warmup = float(cfg["lr"]), int(cfg.get("warmup", 0))
     if step < warmup:
@@ -225,10 +227,13 @@ def learning_rate(cfg: Mapping[str, Any], step: int, steps: int) -> float:
         return base
     if schedule == "cosine":
         return base * 0.5 * (1 + math.cos(math.pi * share))
+    if schedule == "poly":
+        least = float(cfg.get("min_lr", 0.0))
+        return least + (base - least) * max(0.0, 1 - share) ** float(cfg.get("power", 1.0))
     if schedule == "steps":
         passed = sum(step >= milestone * steps for milestone in cfg.get("milestones", []))
         return base * float(cfg.get("decay", 0.1)) ** passed
-    raise KdzooError(f"setting schedule is {schedule!r}, expected constant, cosine or steps")
+    raise KdzooError(f"setting schedule is {schedule!r}, expected constant, cosine, poly or steps")
 
 
 def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
@@ -269,7 +274,7 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
     if run.current_optimizer is not None:
         lr = run.rate(run.step)
         for group in run.current_optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
     return done
 
 

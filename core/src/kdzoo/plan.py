@@ -165,7 +165,7 @@ def make_plan(request: Request, settled: Mapping[str, Mapping[str, Any]] | None 
         refuse_impossible(arm, cards, task, values)
     if "entropy" in {arm.settled_by for arm in chosen.values()}:
         taught = settings_of(all_arms[card.slug], cards, task, user)
-        stage = entropy_stage_of(task, float(taught.get("temperature") or 1.0))
+        stage = entropy_stage_of(task, float(taught.get("temperature") or 1.0), alone)
         before = [s for s in stages_of(all_arms["student"], cards, task, alone) if s.name == "teacher"]
         arm = replace(chosen[SMOOTHING], set={})
         values = settings_of(arm, cards, task, user)

@@ -8,14 +8,20 @@ Shapes: B images, I input channels, H x W pixels, C classes, h x w the head's re
     image       (B, I, H, W) float
     logits      (B, C, H, W): the head's scores, bilinearly resized as mmseg does before its loss and its argmax
     features    "stage1" ... "stageK": the backbone's maps; "head": (B, D, h, w), what the classifier sees;
-                "score": (B, C, h, w), the head's scores as they are
-    extra       "auxiliary": list of (B, C, h', w'), one an auxiliary head, while training
+                "score": (B, C, h, w), the head's scores as they are. Of a Mix Transformer also "embed1" ... "embedK":
+                (B, C_k, h_k, w_k), each stage's overlapped patch embedding after its norm and before the blocks, at the
+                stage's width and grid; a view of the tokens, whose channels are the innermost axis in memory
+    extra       "auxiliary": list of (B, C, h', w'), one an auxiliary head, while training or where
+                `Segmentor.always_auxiliary` is set
 
 Not here: pretrained weights of the hub (mmengine would unpickle them): `pretrained` loads a local file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +31,7 @@ from torch.nn import functional as F
 from kdzoo.cards import Side
 from kdzoo.errors import unknown
 from kdzoo.method import Output
-from kdzoo_segmentation.openmmlab import MODELS, in_mmseg
+from kdzoo_segmentation.openmmlab import MODELS, MixVisionTransformer, in_mmseg
 
 BN = {"type": "BN", "requires_grad": True}
 SYNC = {"type": "SyncBN", "requires_grad": True}
@@ -110,9 +116,10 @@ WIDE = {18: [64, 128, 256, 512], 101: [256, 512, 1024, 2048]}  # of a ResNet's m
 SMALL = (1, 2, 4)  # ASPP on maps of 13 pixels
 
 
-def _tiny(base: int, kind: str, channels: int) -> dict[str, Any]:
+def _tiny(base: int, kind: str, channels: int, depth: int = 18) -> dict[str, Any]:
     return {
-        "backbone": resnet(18, base),
+        # Blocks that begin as identities cost a narrow net most of a run of some hundred steps.
+        "backbone": resnet(depth, base) | {"zero_init_residual": False},
         "widths": [base << k for k in range(4)],
         "head": kind,
         "channels": channels,
@@ -145,9 +152,14 @@ def _segformer(dims: int, layers: tuple[int, ...], heads: tuple[int, ...], chann
 
 SPECS: dict[str, dict[str, Any]] = {
     # For pictures of about 100 pixels on a CPU.
+    "fcn-r18-xxs": _tiny(4, "fcn", 16),
     "fcn-r18-xs": _tiny(8, "fcn", 16),
+    "fcn-r18-s": _tiny(16, "fcn", 32),
+    "fcn-r34-xs": _tiny(8, "fcn", 16, depth=34),
     "psp-r18-xs": _tiny(8, "psp", 16),
     "psp-r18-s": _tiny(16, "psp", 32),
+    "fcn-r18-xs-aux": _tiny(8, "fcn", 16) | {"auxiliary": 8},
+    "psp-r18-s-aux": _tiny(16, "psp", 32) | {"auxiliary": 16},
     "deeplabv3p-r18-xs": _tiny(8, "aspp", 16),
     "deeplabv3p-r18-s": _tiny(16, "aspp", 32),
     "deeplabv3p-r18-m": _tiny(24, "aspp", 48),
@@ -160,6 +172,13 @@ SPECS: dict[str, dict[str, Any]] = {
     "psp-r101": _full(101, "psp", 512),
     "deeplabv3p-r18": _full(18, "aspp", 128),
     "deeplabv3p-r101": _full(101, "aspp", 512),
+    "deeplabv3p-wr34": {  # ResNet-34 of twice the width
+        "backbone": resnet(34, 128, SYNC) | {"stem_channels": 64},
+        "widths": [128, 256, 512, 1024],
+        "head": "aspp",
+        "channels": 256,
+        "auxiliary": 256,
+    },
     "deeplabv3p-mv2": _mobile(1.0, [24, 32, 96, 320], 512, SYNC) | {"auxiliary": 256},
     "segformer-b0": _segformer(32, (2, 2, 2, 2), (1, 2, 5, 8), 256),
     "segformer-b2": _segformer(64, (3, 4, 6, 3), (1, 2, 5, 8), 768),
@@ -172,15 +191,17 @@ class Segmentor(nn.Module):
     Attributes:
         net: the EncoderDecoder, for mmseg's own tools.
         num_classes: C.
+        always_auxiliary: give the auxiliary heads' scores in evaluation mode, too: a teacher whose they are wanted.
     """
 
     def __init__(self, net: nn.Module, num_classes: int) -> None:
         super().__init__()
-        self.net, self.num_classes = net, num_classes
+        self.net, self.num_classes, self.always_auxiliary = net, num_classes, False
 
     def forward(self, image: Tensor) -> Output:
-        stages = self.net.backbone(image)
-        features = {f"stage{k}": stage for k, stage in enumerate(stages, 1)}
+        with patch_embeddings(self.net.backbone) as embedded:
+            stages = self.net.backbone(image)
+        features = {f"stage{k}": stage for k, stage in enumerate(stages, 1)} | embedded
         seen: list[Tensor] = []
         decoder = self.net.decode_head
         # What cls_seg gets, before its dropout.
@@ -192,9 +213,29 @@ class Segmentor(nn.Module):
             handle.remove()
         features["head"], features["score"] = seen[-1], score
         extra: dict[str, Any] = {}
-        if self.training and self.net.with_auxiliary_head:
+        if (self.training or self.always_auxiliary) and self.net.with_auxiliary_head:
             extra["auxiliary"] = [self.net.auxiliary_head(stages)]
         return Output(logits=resized(score, image), features=features, extra=extra)
+
+
+@contextmanager
+def patch_embeddings(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What the patch embeddings of a Mix Transformer give meanwhile, by name; of another backbone nothing."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: tuple[Tensor, tuple[int, int]]) -> None:
+        tokens, grid = output
+        found[name] = tokens.transpose(1, 2).unflatten(2, grid)
+
+    stages = backbone.layers if isinstance(backbone, MixVisionTransformer) else ()
+    handles = [
+        stage[0].register_forward_hook(partial(keep, f"embed{k}")) for k, stage in enumerate(stages, 1)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def resized(score: Tensor, like: Tensor) -> Tensor:
@@ -254,8 +295,11 @@ def first_convolution(backbone: nn.Module, channels: int) -> None:
 
 def side(name: str, classes: int, channels: int, height: int, width: int) -> Side:
     """What a model by name takes and gives, found without weights on torch's ``meta`` device."""
-    with torch.device("meta"), torch.no_grad():
+    backbone = SPECS[name]["backbone"]["type"] if name in SPECS else ""
+    # Mix Transformers read their drop rates off a tensor, which "meta" refuses.
+    with torch.device("cpu" if backbone == "MixVisionTransformer" else "meta"):
         model = build(name, classes=classes, channels=channels, initialise=False).eval()
-        said = model(torch.empty(1, channels, height, width))
+    with torch.device("meta"), torch.no_grad():
+        said = model.to("meta")(torch.empty(1, channels, height, width))
     layers = {feature: list(value.shape[1:]) for feature, value in said.features.items()}
     return Side(layers=layers, classes=classes)

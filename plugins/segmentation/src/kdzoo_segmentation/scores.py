@@ -30,9 +30,14 @@ def pair_of_scores(run: Run, role: str = "student", teacher: str = "teacher") ->
             f"the student scores {mine.shape[1]} classes and the teacher {taught.shape[1]}: channel k would be another "
             "class on each side. Train both on the same set of classes, or choose a method that compares features."
         )
-    if mine.shape[2:] != taught.shape[2:]:
-        taught = F.interpolate(taught.float(), mine.shape[2:], mode="bilinear", align_corners=False)
-    return mine, taught
+    return mine, on_grid(taught, mine)
+
+
+def on_grid(map_: Tensor, like: Tensor) -> Tensor:
+    """A map (B, D, h', w') at another's grid, (B, D, h, w), bilinearly (align_corners False)."""
+    if map_.shape[2:] == like.shape[2:]:
+        return map_
+    return F.interpolate(map_.float(), like.shape[2:], mode="bilinear", align_corners=False)
 
 
 def at_scores(labels: Tensor, scores: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""Models by name: what `Output` holds, every parameter trained, mistakes in names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdzoo.errors import KdzooError
+from kdzoo_segmentation.models import SPECS, build, side
+
+TINY = sorted(name for name in SPECS if name.endswith(("-xs", "-s", "-m")))
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_every_name_can_be_built(name: str) -> None:
+    """A paper's model that fails only on the GPU machine; on ``meta``, where weights cost nothing."""
+    facts = side(name, 5, 3, 64, 96)
+    assert facts.classes == 5
+    assert facts.layers is not None
+    assert facts.layers["score"][0] == 5
+    assert {"stage1", "stage2", "stage3", "stage4", "head"} <= set(facts.layers)
+    heights = [facts.layers[f"stage{k}"][1] for k in range(1, 5)]
+    assert heights == sorted(heights, reverse=True)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_parameter_gets_a_gradient_and_scores_are_the_classifier_s(name: str) -> None:
+    """A layer that forward leaves out; a "head" that is not what the classifier sees."""
+    torch.manual_seed(0)
+    model = build(name, classes=4, channels=2).train()
+    image = torch.randn(2, 2, 48, 64)
+    out = model(image)
+    assert out.logits is not None
+    assert out.logits.shape == (2, 4, 48, 64)
+    extra = [score.square().sum() for score in out.extra.get("auxiliary", [])]
+    (out.logits.square().sum() + sum(extra)).backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+    model.eval()
+    with torch.no_grad():
+        out = model(image)
+        classifier = model.net.decode_head.conv_seg
+        torch.testing.assert_close(classifier(out.features["head"]), out.features["score"])
+
+
+def test_first_weights_depend_on_the_seed_alone() -> None:
+    """mmseg's rules draw from torch's default generator; a second build in a process must not differ."""
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(build("deeplabv3p-r18-xs", classes=3, channels=1).state_dict())
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(KdzooError, match="Did you mean psp-r18-xs"):
+        build("psp-r18-x", classes=3)
