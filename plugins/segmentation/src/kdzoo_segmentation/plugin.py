@@ -1,4 +1,4 @@
-"""What kdzoo-segmentation registers: its cards and its checks. Imports nothing heavy."""
+"""What kdzoo-segmentation registers: its cards, its command and its checks. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ HERE = Path(__file__).parent
 @hookimpl
 def cards() -> list[Path]:
     return [HERE / "tasks", HERE / "methods"]
+
+
+@hookimpl
+def commands() -> dict[str, str]:
+    return {"pictures": "kdzoo_segmentation.cli:pictures"}
 
 
 @hookimpl
