@@ -9,7 +9,7 @@ Shapes: B images, C classes, H x W pixels. Labels are class numbers, or 255 wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from kdzoo.losses.divergences import kl_divergence
 from kdzoo.method import Batch, Metric, Output, Term
 from kdzoo.runs import as_output
 from kdzoo_segmentation import models
+from kdzoo_segmentation.inference import slide
 from kdzoo_segmentation.measures import IGNORE, Areas, Borders, Calibration, band
 
 if TYPE_CHECKING:
@@ -54,19 +55,31 @@ def check_pair(task: TaskCard, cfg: Mapping[str, Any]) -> dict[str, Side]:
 @hookimpl
 def loss_terms(run: Run, batch: Batch) -> dict[str, Term]:
     """Cross-entropy summed over the labelled pixels (nats), the auxiliary heads' at 0.4 of it."""
+    if batch.norm is not None and not batch.norm.get("pixel", 1):
+        raise KdzooError(
+            f"step {run.step} has no pixel with a label (all are {IGNORE}): the labels would teach nothing. Check that "
+            "the masks are the data set's label maps and not its contours, take larger crops, or set task_weight to 0 "
+            "to train on the teacher alone."
+        )
     output = run.out("student")
     assert output.logits is not None
     return {"task": Term(cross_entropy(output, batch.labels), per="pixel")}
 
 
-def cross_entropy(output: Output, labels: Tensor, auxiliary: float = AUXILIARY) -> Tensor:
-    """The sum over labelled pixels of the main head's cross-entropy and `auxiliary` times each auxiliary head's."""
+def cross_entropy(
+    output: Output, labels: Tensor, auxiliary: float = AUXILIARY, weight: Tensor | None = None
+) -> Tensor:
+    """The sum over labelled pixels of the main head's cross-entropy and `auxiliary` times each auxiliary head's.
+
+    With `weight` (C,), a pixel's is multiplied by the weight of its class.
+    """
     assert output.logits is not None
     check_labels(labels, output.logits)
-    total = F.cross_entropy(output.logits, labels, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(output.logits, labels, weight, ignore_index=IGNORE, reduction="sum")
     for score in output.extra.get("auxiliary", []) if auxiliary else []:
         resized = models.resized(score, labels)
-        total = total + auxiliary * F.cross_entropy(resized, labels, ignore_index=IGNORE, reduction="sum")
+        said = F.cross_entropy(resized, labels, weight, ignore_index=IGNORE, reduction="sum")
+        total = total + auxiliary * said
     return total
 
 
@@ -95,17 +108,44 @@ def mean_over_counted(values: Tensor, keep: Tensor) -> Tensor:
     return (values * keep).sum() / keep.sum().clamp(min=1)
 
 
-def predictions(run: Run, role: str, split: str, batch: int = 16) -> Iterator[tuple[Tensor, Batch]]:
-    """Scores (B, C, H, W) and batch, over a split in order, in evaluation mode and without augmentation."""
+def predictions(
+    run: Run, role: str, split: str, batch: int = 16, before: Callable[[Batch], None] | None = None
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Scores (B, C, H, W) and batch, over a split in order, in evaluation mode and without augmentation.
+
+    `before` may change a batch: a model that sees more than the image.
+    """
     data, module = run.data(split), run.models[role]
     for first in range(0, len(data), batch):
         rows = torch.arange(first, min(first + batch, len(data)))
         part = run.to_device(data.collate(data.items, rows, None))
-        with torch.no_grad(), run.device_info.autocast():
-            logits = as_output(module(part.views["image"])).logits
+        if before is not None:
+            before(part)
+        logits = scored(run, module, part)
         assert logits is not None
         check_labels(part.labels, logits)
         yield logits.float(), part
+
+
+def scored(run: Run, module: nn.Module, batch: Batch) -> Tensor | None:
+    """What a model says of a batch in evaluation, (B, C, H, W): as it is, unless the task has settings of inference.
+
+    `eval_mode` "whole" shows the whole image, "slide" windows of the training crop (`inference.slide`); the scores are
+    then resized to the labels, as mmseg does; with a `label_stride` above 1 the head's own, not the enlarged ones.
+    """
+    cfg, image = run.cfg, batch.views["image"]
+    with torch.no_grad(), run.device_info.autocast():
+        if cfg.get("eval_mode", "whole") == "slide":
+            crop = tuple(int(side) for side in cfg.crop)
+            logits: Tensor | None = slide(module, image, (crop[0], crop[1]), float(cfg.slide_stride))
+        else:
+            output = as_output(module(image))
+            logits = output.logits
+            if int(cfg.get("label_stride", 1)) > 1:
+                logits = output.features["score"]
+        if logits is not None and cfg.get("eval_mode") is not None:
+            logits = models.resized(logits.float(), batch.labels)
+    return logits
 
 
 @hookimpl
@@ -123,8 +163,7 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
         for logits, part in predictions(run, role, split, int(run.cfg.get("eval_batch", 16))):
             score.add(logits, part.labels)
             if teacher is not None and teacher is not run.models[role]:
-                with torch.no_grad(), run.device_info.autocast():
-                    taught = as_output(teacher(part.views["image"])).logits
+                taught = scored(run, teacher, part)
                 assert taught is not None
                 if taught.shape == logits.shape:
                     score.compare(logits, taught.float(), part.labels)
@@ -142,7 +181,9 @@ def _of_classes(run: Run, whole: Areas, suffix: str, size: int) -> dict[str, Met
 
     module = catalog.load().module(run.task.slug)
     names, found = module.METAINFO["classes"], {}
-    for name, value in zip(names, whole.iou.tolist(), strict=True):
+    # With a hundred classes and more, a record would be a list of them: their cards leave it out.
+    listed = zip(names, whole.iou.tolist(), strict=True) if "iou" in run.task.metrics else ()
+    for name, value in listed:
         found[f"iou[{name}]{suffix}"] = Metric(None if value != value else value, size)
     for name, members in getattr(module, "SUBSETS", {}).items():
         places = [names.index(member) for member in members]

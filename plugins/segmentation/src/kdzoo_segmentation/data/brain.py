@@ -1,13 +1,13 @@
-"""Labelled slices of one brain (task `brain-slices`): T1 MRI of Colin27, AAL atlas in 8 classes.
+"""Labelled slices of one brain (tasks `brain-slices`, `brain-few-labels`): T1 MRI of Colin27, AAL atlas in 8 classes.
 
 Slices of three planes, 2 mm apart; blocks of six go to train, val and test in turn (tools/build_brain.py makes the
 files). The training slices with labels are every `EVERY`-th of a plane; all training slices are the pool.
 
 Shapes: N slices of a split, B rows of a batch, 104 x 104 pixels of 2 mm.
 
-Augmentation, all of it drawn from the sample's seed: rotation, scale and shift (bilinear for the image, nearest for
-the labels), gain and offset of the brightness. No mirroring: left and right look alike, but the planes' orientation
-would be lost.
+Augmentation of training slices and pool, all of it drawn from the sample's seed: rotation, scale and shift (bilinear
+for the image, nearest for the labels), gain and offset of the brightness. No mirroring: left and right look alike, but
+the planes' orientation would be lost.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ METAINFO = {
         [0, 114, 178],
     ],
 }  # fmt: skip
+SUBSETS = {"small": ("central", "deep", "cerebellum")}
+"""Classes with the fewest pixels in the training slices."""
+TRAINING = ("train", "pool")  # splits that are augmented
 MEAN, STD = 0.2, 0.25  # of the pixels in [0, 1]: about those of the training slices
 
 ROTATION, SCALE, SHIFT = 10.0, 0.1, 0.06  # degrees, share, share of the side, either way
@@ -82,8 +85,10 @@ def _load(split: str, labelled: int, folder: Path) -> Data:
 
     def collate(items: Tensor, rows: Tensor, seeds: Tensor | None) -> Batch:
         image, masks = items[rows].unsqueeze(1).float() / 255, labels[rows]
-        if seeds is not None and split == "train":
-            image, masks = augment(image, masks, seeds)
+        if seeds is not None and split in TRAINING:
+            image, moved = augment(image, masks, seeds)
+            # In the pool, what comes in at the border would be labelled as air.
+            masks = moved if split == "train" else masks
         return Batch(
             ids=[ids[row] for row in rows.tolist()],
             views={"image": (image - MEAN) / STD},
@@ -94,7 +99,7 @@ def _load(split: str, labelled: int, folder: Path) -> Data:
     digest = hashlib.sha256("\n".join(ids).encode())
     for part_of in (items, labels):
         digest.update(part_of.numpy().tobytes())
-    return Data(items, ids, collate, digest.hexdigest(), fixed_views=split != "train")
+    return Data(items, ids, collate, digest.hexdigest(), fixed_views=split not in TRAINING)
 
 
 def spread(rows: list[int], count: int) -> list[int]:

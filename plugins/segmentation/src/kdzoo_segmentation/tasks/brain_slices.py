@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METAINFO", "SUBSETS", "build_model", "check_pair", "data", "evaluate", "fit", "loss_terms"]
 
-METAINFO = brain.METAINFO
-SUBSETS = {"small": ("central", "deep", "cerebellum")}
-"""Classes with the fewest pixels in the training slices."""
+METAINFO, SUBSETS = brain.METAINFO, brain.SUBSETS
 
 
 def data(run: Run, split: str) -> Data:
