@@ -7,6 +7,7 @@ everything else is made anew each time.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from doc_records import (
@@ -36,6 +37,7 @@ HEADINGS = (
     "Pitfalls",
     "Cite",
 )
+PICTURES = Path(__file__).parents[1] / "docs/methods/pictures"
 _KEPT = re.compile(r"<!-- by hand: ([\w-]+) -->\n(.*?)<!-- end by hand -->", re.DOTALL)
 
 CORE_METRICS = {  # what core adds to a task's own metrics: which way is better, meaning
@@ -62,10 +64,27 @@ def method_page(card: MethodCard, cards: Catalog, found: Records, old: str) -> s
     for heading, maker in zip(HEADINGS, makers, strict=True):
         parts.append(f"## {heading}")
         parts += maker(card, cards, found)
+        if heading == "Results":
+            parts += pictures(card)
         if heading in ("What it is", "When to use", "Results", "Pitfalls"):
             name = heading.lower().replace(" ", "-")
             parts.append(f"<!-- by hand: {name} -->\n{kept.get(name, '')}<!-- end by hand -->")
     return "\n\n".join(parts) + "\n"
+
+
+def pictures(card: MethodCard) -> list[str]:
+    """What the nets of a recorded bench see, where a picture was drawn (`kdzoo pictures`)."""
+    found = []
+    for task in card.tasks:
+        path = PICTURES / f"{card.slug}.{task}.png"
+        if path.exists():
+            command = f"kdzoo pictures {card.slug} --task {task} --out docs/methods/pictures/{path.name}"
+            found.append(
+                f"Validation images of {task}, seed 0 of the record's bench: the classes that each arm says, and below "
+                f"them its errors in red (`{command}`).\n\n"
+                f"![Images, truth, and what each arm of {card.slug} says](pictures/{path.name})"
+            )
+    return found
 
 
 def what_it_is(card: MethodCard, cards: Catalog, found: Records) -> list[str]:

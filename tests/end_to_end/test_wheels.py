@@ -14,6 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = {
+    "kdzoo": "core",
+    "kdzoo_segmentation": "plugins/segmentation",
+    "kdzoo_vision": "plugins/vision",
+}
 LEFT_OUT = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__", ".mypy_cache")
 
 
@@ -26,10 +31,10 @@ def run(*command: object, **options: object) -> str:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both wheels, built from copies: a build leaves folders behind where it runs."""
+    """All wheels, built from copies: a build leaves folders behind where it runs."""
     folder = tmp_path_factory.mktemp("wheels")
     built = {}
-    for name, source in {"kdzoo": "core", "kdzoo_vision": "plugins/vision"}.items():
+    for name, source in SOURCES.items():
         copy = folder / source
         shutil.copytree(ROOT / source, copy, ignore=LEFT_OUT)
         run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", copy)
@@ -42,9 +47,10 @@ def contents(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-@pytest.mark.parametrize(("name", "source"), [("kdzoo", "core/src"), ("kdzoo_vision", "plugins/vision/src")])
-def test_a_wheel_holds_what_the_source_holds(wheels: dict[str, Path], name: str, source: str):
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_wheel_holds_what_the_source_holds(wheels: dict[str, Path], name: str):
     """Would catch a card, data file, licence or type marker that stayed behind because no pattern names it."""
+    source = f"{SOURCES[name]}/src"
     tree = ROOT / source / name
     listed = [path for path in tree.rglob("*") if path.is_file()]
     wanted = {
@@ -60,6 +66,11 @@ def test_a_wheel_holds_what_the_source_holds(wheels: dict[str, Path], name: str,
     ("name", "licence", "files"),
     [
         ("kdzoo", "Apache-2.0", ["LICENSE"]),
+        (
+            "kdzoo_segmentation",
+            "Apache-2.0 AND BSD-3-Clause AND CC-BY-4.0 AND CC-BY-2.0 AND CC0-1.0",
+            ["LICENSE", "NOTICE"],
+        ),
         ("kdzoo_vision", "Apache-2.0 AND MIT AND CC-BY-4.0 AND Unicode-3.0", ["LICENSE", "NOTICE"]),
     ],
 )
@@ -74,21 +85,33 @@ def test_a_wheel_carries_its_licences(wheels: dict[str, Path], name: str, licenc
         assert metadata.replace("METADATA", f"licenses/{file}") in inside
 
 
-def test_every_shipped_data_file_has_a_notice():
+OWNERS = {
+    "vision": {
+        "emoji": ("Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0"),
+        "fashion": ("Fashion-MNIST", "Zalando"),
+    },
+    "segmentation": {
+        "emoji": ("Teachers' weights",),
+        "brain": ("Colin27", "AAL", "Chris Rorden", "BSD 3-Clause"),
+        "scenes": ("Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0", "scikit-image"),
+    },
+}
+
+
+@pytest.mark.parametrize("plugin", OWNERS)
+def test_every_shipped_data_file_has_a_notice(plugin: str):
     """Would catch a data set that was added without a word on whose it is."""
-    notice = (ROOT / "plugins/vision/NOTICE").read_text()
-    stems = {
-        path.name.partition("-")[0]
-        for path in (ROOT / "plugins/vision/src/kdzoo_vision/data/files").iterdir()
-    }
-    assert stems == {"fashion", "emoji"}
-    for named in ("Fashion-MNIST", "Zalando", "Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0"):
-        assert named in notice
+    notice = (ROOT / f"plugins/{plugin}/NOTICE").read_text()
+    files = (ROOT / f"plugins/{plugin}/src/kdzoo_{plugin}/data/files").iterdir()
+    stems = {path.name.partition("-")[0].partition(".")[0] for path in files}
+    assert stems == set(OWNERS[plugin])
+    for named in OWNERS[plugin].values():
+        assert [words for words in named if words not in notice] == []
 
 
 @pytest.fixture(scope="module")
 def environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty virtual environment with the two wheels; torch and the other packages are the outer one's.
+    """An empty virtual environment with the wheels; torch and the other packages are the outer one's.
 
     Their folders are named in a .pth file and so come after the environment's own: kdzoo is the wheel's.
     """

@@ -156,12 +156,13 @@ SPECS: dict[str, dict[str, Any]] = {
     "fcn-r18-xs": _tiny(8, "fcn", 16),
     "fcn-r18-s": _tiny(16, "fcn", 32),
     "fcn-r34-xs": _tiny(8, "fcn", 16, depth=34),
+    "fcn-r18-xs-aux": _tiny(8, "fcn", 16) | {"auxiliary": 8},
     "psp-r18-xs": _tiny(8, "psp", 16),
     "psp-r18-s": _tiny(16, "psp", 32),
-    "fcn-r18-xs-aux": _tiny(8, "fcn", 16) | {"auxiliary": 8},
-    "psp-r18-s-aux": _tiny(16, "psp", 32) | {"auxiliary": 16},
     "deeplabv3p-r18-xs": _tiny(8, "aspp", 16),
     "deeplabv3p-r18-s": _tiny(16, "aspp", 32),
+    "deeplabv3p-r18-xs-aux": _tiny(8, "aspp", 16) | {"auxiliary": 8},
+    "deeplabv3p-r18-s-aux": _tiny(16, "aspp", 32) | {"auxiliary": 16},
     "deeplabv3p-r18-m": _tiny(24, "aspp", 48),
     "deeplabv3p-mv2-xs": _mobile(0.25, [8, 8, 24, 80], 16, BN) | {"dilations": SMALL},
     "segformer-xs": _segformer(8, (1, 1, 1, 1), (1, 2, 4, 8), 16),
@@ -193,6 +194,8 @@ class Segmentor(nn.Module):
         num_classes: C.
         always_auxiliary: give the auxiliary heads' scores in evaluation mode, too: a teacher whose they are wanted.
     """
+
+    net: Any  # its parts are modules; mypy would have them be tensors, too
 
     def __init__(self, net: nn.Module, num_classes: int) -> None:
         super().__init__()

@@ -14,15 +14,30 @@ from collections.abc import Iterator
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")
+    from mmcv.cnn import ConvModule
     from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
+    from mmseg.datasets import BaseSegDataset, CityscapesDataset
     from mmseg.evaluation import IoUMetric
-    from mmseg.registry import DATASETS, MODELS
+    from mmseg.models.backbones import MixVisionTransformer
+    from mmseg.models.decode_heads.aspp_head import ASPPModule
+    from mmseg.registry import DATASETS, MODELS, TRANSFORMS
     from mmseg.utils import register_all_modules
 
     register_all_modules(init_default_scope=False)
 
-__all__ = ["DATASETS", "MODELS", "IoUMetric", "in_mmseg"]
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "TRANSFORMS",
+    "ASPPModule",
+    "BaseSegDataset",
+    "CityscapesDataset",
+    "ConvModule",
+    "IoUMetric",
+    "MixVisionTransformer",
+    "in_mmseg",
+]
 
 
 @contextlib.contextmanager

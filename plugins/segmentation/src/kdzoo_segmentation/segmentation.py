@@ -109,13 +109,15 @@ def mean_over_counted(values: Tensor, keep: Tensor) -> Tensor:
 
 
 def predictions(
-    run: Run, role: str, split: str, batch: int = 16, before: Callable[[Batch], None] | None = None
+    run: Run, role: str, split: str, batch: int = 0, before: Callable[[Batch], None] | None = None
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Scores (B, C, H, W) and batch, over a split in order, in evaluation mode and without augmentation.
 
-    `before` may change a batch: a model that sees more than the image.
+    `batch` 0 is the setting `eval_batch`, or 16 where the task has none. `before` may change a batch: a model that
+    sees more than the image.
     """
     data, module = run.data(split), run.models[role]
+    batch = batch or int(run.cfg.get("eval_batch", 16))
     for first in range(0, len(data), batch):
         rows = torch.arange(first, min(first + batch, len(data)))
         part = run.to_device(data.collate(data.items, rows, None))
