@@ -319,6 +319,27 @@ def test_a_pipelines_own_plan_and_until(found: catalog.Catalog, arms: dict[str, 
         plan_of("toy-kd", found, stopped)
 
 
+def test_a_task_may_plan_for_whoever_has_no_plan(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
+    """Where classes come in steps, a student alone trained in one piece would be compared with those of many."""
+    found.paths["toy-task"].with_name("toy_task.py").write_text(
+        "from kdzoo.method import fit_stage\n"
+        "def plan(cfg):\n"
+        "    return [fit_stage('first'), fit_stage('second', needs=('first',))]\n"
+    )
+    for name in ("student", "toy-kd"):
+        assert [s.name for s in plan_of(name, found, arms)] == ["teacher", "first", "second", "evaluate"]
+
+
+def test_a_methods_own_plan_goes_before_the_tasks(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
+    """Its stages would never run."""
+    for card, stage in (("toy-task", "task"), ("toy-kd", "own")):
+        found.paths[card].with_name(f"{card.replace('-', '_')}.py").write_text(
+            f"from kdzoo.method import fit_stage\ndef plan(cfg):\n    return [fit_stage('{stage}')]\n"
+        )
+    assert [s.name for s in plan_of("toy-kd", found, arms)] == ["teacher", "own", "evaluate"]
+    assert [s.name for s in plan_of("student", found, arms)] == ["teacher", "task", "evaluate"]
+
+
 def test_a_plan_may_name_who_else_is_to_be_measured(found: catalog.Catalog, arms: dict[str, Arm]) -> None:
     """A method with teachers of its own would be measured against the task's alone; a stage left out has no weights."""
     found.paths["toy-kd"].with_name("toy_kd.py").write_text(

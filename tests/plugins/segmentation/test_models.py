@@ -42,6 +42,24 @@ def test_every_parameter_gets_a_gradient_and_scores_are_the_classifier_s(name: s
         torch.testing.assert_close(classifier(out.features["head"]), out.features["score"])
 
 
+def test_patch_embeddings_are_what_the_blocks_get() -> None:
+    """Another stage's, or one before its norm; and maps that are rows for columns."""
+    torch.manual_seed(0)
+    model = build("segformer-xs", classes=4).eval()
+    image = torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        features = model(image).features
+        below = image
+        for k, stage in enumerate(model.net.backbone.layers, 1):
+            embed = stage[0]
+            convolved = embed.projection(below)
+            expected = embed.norm(convolved.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            torch.testing.assert_close(features[f"embed{k}"], expected)
+            below = features[f"stage{k}"]
+    assert not any(key.startswith("embed") for key in build("fcn-r18-xs", classes=4).eval()(image).features)
+    assert not any(stage[0]._forward_hooks for stage in model.net.backbone.layers)
+
+
 def test_first_weights_depend_on_the_seed_alone() -> None:
     """mmseg's rules draw from torch's default generator; a second build in a process must not differ."""
     found = []
