@@ -40,7 +40,13 @@ def test_each_arm_has_its_column() -> None:
 def test_nets_of_a_bench_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way from a record's settings to a file; before the bench one clear message."""
     monkeypatch.setenv("KDZOO_HOME", str(tmp_path))
-    request = Request("pixel-kd", task="brain-slices", arms="pixel-kd", seeds=1, set=("steps=1", "teacher_steps=1", "warmup=0"))
+    request = Request(
+        "pixel-kd",
+        task="brain-slices",
+        arms="pixel-kd",
+        seeds=1,
+        set=("steps=1", "teacher_steps=1", "warmup=0"),
+    )
     with pytest.raises(KdzooError, match=r"at seed 0 has not been trained.*'kdzoo bench pixel-kd --task"):
         draw(request, tmp_path / "x.png", 1)
     assert not (tmp_path / "x.png").exists()

@@ -17,9 +17,6 @@ from kdzoo.method import Output
 from kdzoo_segmentation.measures import IGNORE
 from kdzoo_segmentation.models import Segmentor, first_convolution
 
-LABEL_INIT = (
-    1e-4  # skyshoumeng/Label_Assisted_Distillation@cd08406, a line of the loader that is commented out
-)
 VOC = 21  # classes, background among them
 
 
@@ -116,12 +113,16 @@ class LabelInput(nn.Module):
         return said
 
 
-def with_label_input(model: Segmentor, channels: int) -> LabelInput:
-    """The same net, weights included, with a label channel of small random weights, drawn from torch's generator.
+def with_label_input(model: Segmentor, channels: int, *, init: float) -> LabelInput:
+    """The same net, weights included, with a label channel of random weights, drawn from torch's generator.
 
     Args:
         model: takes I channels; its first convolution is replaced.
         channels: I.
+        init: standard deviation of the label channel's weights.
+
+    Source: skyshoumeng/Label_Assisted_Distillation@cd08406, a line of the loader that is commented out: 1e-4, beside
+    pretrained weights.
     """
     backbone = model.net.backbone
     assert isinstance(backbone, nn.Module)
@@ -130,7 +131,7 @@ def with_label_input(model: Segmentor, channels: int) -> LabelInput:
     new = _first(backbone)
     with torch.no_grad():
         new.weight[:, :channels] = old.weight
-        new.weight[:, channels:].normal_(std=LABEL_INIT)
+        new.weight[:, channels:].normal_(std=init)
         if new.bias is not None and old.bias is not None:
             new.bias.copy_(old.bias)
     return LabelInput(model, channels)

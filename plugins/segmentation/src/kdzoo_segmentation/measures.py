@@ -142,7 +142,9 @@ def rim(masks: Tensor, width: int) -> Tensor:
         width: at least 1.
     """
     inner = masks.float()
-    edge = F.pad(inner.new_zeros(inner.shape[2:])[None, None], (width,) * 4, value=1.0)  # beyond it all is outside
+    edge = F.pad(
+        inner.new_zeros(inner.shape[2:])[None, None], (width,) * 4, value=1.0
+    )  # beyond it all is outside
     border = _highest(edge, width)[..., width : edge.shape[2] - width, width : edge.shape[3] - width] > 0
     return masks & ((_highest(1 - inner, width) > 0) | border)
 

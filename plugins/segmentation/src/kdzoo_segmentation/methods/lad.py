@@ -134,7 +134,9 @@ def build_model(run: Run, role: str) -> nn.Module | None:
         return None
     others = run.manager.subset_hook_caller("build_model", remove_plugins=[run.manager.get_plugin("method")])
     model = others(run=run, role="student")
-    return with_label_input(model, run.task.sizes["channels"]) if assisted else model
+    if not assisted:
+        return model
+    return with_label_input(model, run.task.sizes["channels"], init=float(run.cfg.label_init))
 
 
 def noised(run: Run, batch: Batch, generator: torch.Generator) -> Tensor:
