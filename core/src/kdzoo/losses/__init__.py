@@ -7,7 +7,7 @@ Import from the modules; this package imports none of them, so that it costs not
 - `decoupled`: DKD. `correlation`: DIST.
 - `masks`: which items count, and reductions.
 - `relations`: distances and angles between samples. `features`: inner layers and attention maps.
-- `affinity`: likeness of positions inside an image (SKD, IFVD). `maps`: over the positions of maps (CWD).
+- `affinity`: likeness of positions inside an image (SKD, IFVD). `maps`: over positions of maps (CWD, HCL).
 - `image_pairs`: likeness of positions across the images of a batch (CIRKD).
 - `jaccard`: overlap with hard or soft labels: Jaccard metric losses, soft Jaccard, Dice, Tversky.
 - `multicrop`: DINO's cross-entropy between crops of an image, and its centre.
