@@ -91,7 +91,6 @@ OWNERS = {
         "fashion": ("Fashion-MNIST", "Zalando"),
     },
     "segmentation": {
-        "emoji": ("Teachers' weights",),
         "brain": ("Colin27", "AAL", "Chris Rorden", "BSD 3-Clause"),
         "scenes": ("Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0", "scikit-image"),
     },
