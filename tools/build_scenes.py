@@ -27,6 +27,7 @@ import tarfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -266,7 +267,7 @@ def main() -> None:
     written = {f"scenes-{style}.png": sheet(cells[style]) for style in STYLES}
     pictures, places, versions = photos(given.folder)
     written |= pictures
-    manifest = {
+    manifest: dict[str, Any] = {
         "command": "python tools/build_scenes.py DIR",
         "sources": sources,
         "wheels": versions,
