@@ -26,6 +26,7 @@ from kdzoo.runs import StageSpec
 Event = Callable[[str, StageSpec, dict[str, Any]], None]
 """Called with what happened ("started", "progress", "done", "failed", "skipped"), the stage, and details."""
 
+INTERRUPTED = 130  # exit code of a worker that Ctrl-C has stopped
 _GRACE_SECONDS = 60.0
 
 
@@ -145,6 +146,8 @@ def _listen(worker: _Worker, workers: list[_Worker], results: dict[str, Any], ev
     except (EOFError, OSError):
         worker.process.join(timeout=5)
         code = worker.process.exitcode
+        if code == INTERRUPTED:  # Ctrl-C reached it while this process, starting another worker, did not listen
+            raise KeyboardInterrupt from None
         how = (
             f"was killed by signal {-code} ({signal.Signals(-code).name})"
             if code and code < 0
@@ -298,7 +301,7 @@ def _serve(pipe: Connection, options: Options, place: int) -> None:
 
     def interrupted(*_: Any) -> None:
         if not stop.runs:
-            os._exit(130)
+            os._exit(INTERRUPTED)
         stop()
 
     def report(details: dict[str, Any]) -> None:
@@ -318,7 +321,7 @@ def _serve(pipe: Connection, options: Options, place: int) -> None:
             _take_gpu(spec, place)
             answer = _make(spec, options, report, stop.started)
         except Stopped:
-            os._exit(130)
+            os._exit(INTERRUPTED)
         stop.runs.clear()
         try:
             pipe.send(answer)

@@ -310,7 +310,7 @@ def test_each_loss_is_the_one_it_is_called(subject: Subject) -> None:
         return terms_of(run)["lad"], 3 * wanted
 
     for loss in ("cwd", "pixel-kl", "dist"):
-        found, wanted = subject.look(look, set=(f"loss={loss}",))
+        found, wanted = subject.look(look, set=(f"loss={loss}", "label_init=0.0001"))
         assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
 
 
