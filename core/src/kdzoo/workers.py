@@ -146,7 +146,8 @@ def _listen(worker: _Worker, workers: list[_Worker], results: dict[str, Any], ev
     except (EOFError, OSError):
         worker.process.join(timeout=5)
         code = worker.process.exitcode
-        if code == INTERRUPTED:  # Ctrl-C reached it while this process, starting another worker, did not listen
+        # Ctrl-C has reached it while this process, starting another worker, did not listen.
+        if code == INTERRUPTED:
             raise KeyboardInterrupt from None
         how = (
             f"was killed by signal {-code} ({signal.Signals(-code).name})"
