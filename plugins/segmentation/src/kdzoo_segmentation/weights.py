@@ -2,7 +2,7 @@
 
 Files may be safetensors, or checkpoints of torch that hold nothing but tensors and plain values: they are read with
 ``weights_only=True``, so no code in them runs. Checkpoints of OpenMMLab may hold more in their "meta"; such a file is
-refused with the command that converts it.
+refused: reading it would mean to run what is in it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,6 @@ from kdzoo.errors import KdzooError
 from kdzoo_segmentation.models import Segmentor
 
 CLASSIFIERS = ("fc.", "head.", "classifier.")  # of networks trained on ImageNet: a backbone has none
-CONVERT = (
-    "import torch; from safetensors.torch import save_file; "
-    "s = torch.load('IN.pth', map_location='cpu', weights_only=False)['state_dict']; "
-    "save_file({k: v.contiguous() for k, v in s.items()}, 'OUT.safetensors')"
-)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -47,8 +42,9 @@ def read(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise KdzooError(
-            f"{path} holds more than tensors ({_first_line(error)}), so reading it would run code from it. If you "
-            f'trust its source, convert it once: python -c "{CONVERT}"'
+            f"{path} holds more than tensors ({_first_line(error)}), so reading it would run code from it. "
+            "Take a file with tensors alone: whoever made it can save its state_dict with "
+            "safetensors.torch.save_file(state_dict, 'weights.safetensors')."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise KdzooError(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdzoo.errors import KdzooError, unknown
+from kdzoo.data_layout import layout_error
+from kdzoo.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,31 +226,3 @@ def find(name: str, root: Path) -> Path:
     if missing:
         raise layout_error(info, places[0], f"{missing[0]} is missing")
     return places[0]
-
-
-def layout_error(info: PhotoSet, place: Path, problem: str, remedy: str = "") -> KdzooError:
-    """The message for data that do not lie, or do not read, as expected."""
-    tree = "\n".join(f"  {line}" for line in info.layout.splitlines())
-    steps = remedy or f"get it from its home, unpack it and pass the folder that holds {info.folders[0]}/"
-    return KdzooError(
-        f"{info.title}: {problem}\n"
-        f"Found in {place}: {_found(place)}\n"
-        f"Expected:\n{tree}\n"
-        f"Home: {info.home} (about {info.gigabytes:g} GB unpacked)\n"
-        f"Terms: {info.terms}\n"
-        f"What to do: {steps}"
-    )
-
-
-def _found(place: Path, most: int = 12) -> str:
-    """What a folder holds, in one line."""
-    try:
-        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in place.iterdir())
-    except FileNotFoundError:
-        return "nothing, it does not exist"
-    except NotADirectoryError:
-        return "a file, not a folder"
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return (", ".join(names[:most]) + more) if names else "nothing, it is empty"

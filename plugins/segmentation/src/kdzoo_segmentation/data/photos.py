@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdzoo.data_layout import layout_error
 from kdzoo.errors import KdzooError
 from kdzoo.method import Batch
 from kdzoo.task import Data
 from kdzoo_segmentation.data.mm_sets import metainfo, pieces
-from kdzoo_segmentation.data.photo_sets import PHOTO_SETS, PhotoSet, find, layout_error
+from kdzoo_segmentation.data.photo_sets import PHOTO_SETS, PhotoSet, find
 from kdzoo_segmentation.data.photo_views import Recipe
 from kdzoo_segmentation.measures import IGNORE
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdzoo_vision.data.datasets import CIFAR100, DatasetInfo, find_home, layout_error
+from kdzoo.data_layout import layout_error
+from kdzoo_vision.data.datasets import CIFAR100, DatasetInfo, find_home
 from kdzoo_vision.data.listing import (
     Listing,
     Part,

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kdzoo.errors import KdzooError
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Channel statistics of the 50,000 CIFAR-100 training images, in units of 255.
@@ -219,35 +217,6 @@ VOCdevkit/VOC2007/
 DATASETS: dict[str, DatasetInfo] = {
     info.name: info for info in (CUB, CARS, SOP, CIFAR100, IMAGENET, TINY_IMAGENET, COCO, VOC)
 }
-
-
-def layout_error(info: DatasetInfo, place: Path, problem: str, remedy: str = "") -> KdzooError:
-    """The message for data that do not lie as expected: problem, found, expected, home, terms, remedy."""
-    place = next((place / name for name in info.folders if (place / name).is_dir()), place)
-    tree = "\n".join(f"  {line}" for line in info.layout.splitlines())
-    steps = remedy or f"get it from its home, unpack it and pass the folder that holds {info.folders[0]}/"
-    return KdzooError(
-        f"{info.title}: {problem}\n"
-        f"Found in {place}: {_found(place)}\n"
-        f"Expected:\n{tree}\n"
-        f"Home: {info.home} (about {info.gigabytes:g} GB unpacked)\n"
-        f"Terms: {info.terms}\n"
-        f"What to do: {steps}"
-    )
-
-
-def _found(place: Path, most: int = 12) -> str:
-    """What a folder holds, in one line."""
-    try:
-        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in place.iterdir())
-    except FileNotFoundError:
-        return "nothing, it does not exist"
-    except NotADirectoryError:
-        return "a file, not a folder"
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return (", ".join(names[:most]) + more) if names else "nothing, it is empty"
 
 
 def find_home(info: DatasetInfo, root: Path, accepts: Callable[[Path], bool]) -> Path | None:

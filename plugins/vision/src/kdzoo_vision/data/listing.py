@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from kdzoo.data_layout import layout_error
 from kdzoo.errors import KdzooError
-from kdzoo_vision.data.datasets import DatasetInfo, layout_error
+from kdzoo_vision.data.datasets import DatasetInfo
 
 Part = Literal["train", "test"]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdzoo_vision.data.datasets import DatasetInfo, find_home, layout_error
+from kdzoo.data_layout import layout_error
+from kdzoo_vision.data.datasets import DatasetInfo, find_home
 from kdzoo_vision.data.listing import Listing, Part, damaged, fields, inside, lines, need, numbered
 
 CUB_TRAIN_CLASSES = 100  # class ids 1 to 100; lenscloth/RKD@0a6c3c0 dataset/cub200.py

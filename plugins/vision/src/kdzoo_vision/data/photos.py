@@ -30,12 +30,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdzoo.data_layout import layout_error
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Batch
 from kdzoo.rng import uniforms
 from kdzoo.task import SPLITS, Data
 from kdzoo_vision.data import class_layouts, metric_layouts, tagged
-from kdzoo_vision.data.datasets import DATASETS, Augment, DatasetInfo, layout_error
+from kdzoo_vision.data.datasets import DATASETS, Augment, DatasetInfo
 from kdzoo_vision.data.holdout import held_out, held_out_per_class
 from kdzoo_vision.data.listing import Listing, Part
 from kdzoo_vision.data.strong import ERASE_DRAWS, erase

@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdzoo_vision.data.datasets import DatasetInfo, find_home, layout_error
+from kdzoo.data_layout import layout_error
+from kdzoo_vision.data.datasets import DatasetInfo, find_home
 from kdzoo_vision.data.listing import Part, damaged, fields, inside, lines, need
 
 VOC_SET = Path("ImageSets/Main")
