@@ -23,13 +23,13 @@ import hashlib
 import io
 import json
 import random
-import tarfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from build_emoji import read_archive
 from PIL import Image
 
 FILES = Path(__file__).parents[1] / "plugins/segmentation/src/kdzoo_segmentation/data/files"
@@ -134,18 +134,6 @@ PHOTOS = {
     ),
 }  # fmt: skip
 WHEELS = {"skimage": "scikit_image-0.26.0-*.whl", "sklearn": "scikit_learn-1.9.1-*.whl"}
-
-
-def read_archive(path: Path, style: str) -> dict[str, bytes]:
-    """The listing and the 64-pixel drawings. One pass in file order: a gzip stream cannot jump."""
-    wanted = ("package/emoji.json", f"package/img/{style}/64/")
-    content = {}
-    with tarfile.open(path, "r|gz") as archive:
-        for member in archive:
-            if member.isfile() and member.name.startswith(wanted):
-                stream = archive.extractfile(member)
-                content[member.name] = stream.read() if stream else b""
-    return content
 
 
 def drawing(png: bytes) -> np.ndarray:
