@@ -47,11 +47,15 @@ class Bench:
 
     def state(self) -> set[str]:
         """Checkpoints and finished artefacts."""
-        root = self.home / "artefacts"
-        return {
-            str(path.relative_to(root))
-            for path in [*root.glob("*.part/checkpoint-*.pt"), *root.glob("*/*.json")]
-        }
+        found = set()
+        # os.walk passes over folders that are renamed while it reads (a finished artefact loses its .part);
+        # Path.glob raises there in Python 3.11 and 3.12.
+        for folder, _, names in os.walk(self.home / "artefacts"):
+            artefact = Path(folder).name
+            for name in names:
+                if name.endswith(".json") or (artefact.endswith(".part") and name.startswith("checkpoint-")):
+                    found.add(f"{artefact}/{name}")
+        return found
 
     def wait_for_progress(self) -> bool:
         """Until something was saved that was not there when the process started; False if the process has ended."""
