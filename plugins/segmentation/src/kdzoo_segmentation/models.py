@@ -163,6 +163,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "deeplabv3p-r18-s": _tiny(16, "aspp", 32),
     "deeplabv3p-r18-xs-aux": _tiny(8, "aspp", 16) | {"auxiliary": 8},
     "deeplabv3p-r18-s-aux": _tiny(16, "aspp", 32) | {"auxiliary": 16},
+    "deeplabv3p-r34-xs": _tiny(8, "aspp", 16, depth=34),
     "deeplabv3p-r18-m": _tiny(24, "aspp", 48),
     "deeplabv3p-mv2-xs": _mobile(0.25, [8, 8, 24, 80], 16, BN) | {"dilations": SMALL},
     "segformer-xs": _segformer(8, (1, 1, 1, 1), (1, 2, 4, 8), 16),
