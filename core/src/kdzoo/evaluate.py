@@ -68,7 +68,7 @@ def _answers_by_sample(run: Run, role: str, split: str) -> bool:
     data = run.data(split)
     one: Batch = run.to_device(data.collate(data.items, torch.arange(1), None))
     with torch.no_grad(), run.device_info.autocast():
-        logits = as_output(run.models[role](one.views["image"])).logits
+        logits = as_output(run.models[role](one.views[run.view])).logits
     return logits is not None and logits.dim() == 2
 
 
@@ -100,12 +100,12 @@ def predict(run: Run, role: str, split: str, view: str, batch: int) -> Predicted
     return predicted
 
 
-def _one(run: Run, view: str = "image") -> Tensor | dict[str, Tensor]:
+def _one(run: Run) -> Tensor | dict[str, Tensor]:
     """One sample, as the models take it: of the validation split, or of the training split where there is none."""
     split = "val" if "val" in run.task.splits and len(run.data("val")) else "train"
     data = run.data(split)
     value: Tensor | dict[str, Tensor] = run.to_device(data.collate(data.items, torch.arange(1), None)).views[
-        view
+        run.view
     ]
     return value
 

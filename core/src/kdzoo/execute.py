@@ -47,9 +47,19 @@ def modules_of(task: str, method: str | None, extensions: tuple[str, ...]) -> li
     return found
 
 
+OWN_SPLITS = ("train", "pool")
+"""Splits that a method may serve itself. What is measured and chosen on stays the task's."""
+
+
 def serve(run: Run, split: str) -> Data:
-    """A split, as the task's module serves it."""
-    data: Data = catalog.load().module(run.spec.task).data(run, split)
+    """A split, as the method's module serves it where it does (what an earlier stage has generated), else the task's."""
+    cards = catalog.load()
+    own = getattr(cards.module(run.spec.method), "data", None) if run.spec.method else None
+    if own is not None and split in OWN_SPLITS:
+        made: Data | None = own(run, split)
+        if made is not None:
+            return made
+    data: Data = cards.module(run.spec.task).data(run, split)
     return data
 
 

@@ -212,8 +212,15 @@ class Run:
         self.batch = batch
         self._memory.clear()
 
-    def out(self, role: str, view: str = "image") -> Output:
+    @cached_property
+    def view(self) -> str:
+        """The view that the task's student is given, which is meant where none is named."""
+        side = self.task.gives.get("student")
+        return side.view if side else "image"
+
+    def out(self, role: str, view: str = "") -> Output:
         """What a model says about a view of the current batch, with gradient; once a micro-batch."""
+        view = view or self.view
         slot = ("out", role, view)
         if slot not in self._memory:
             assert self.batch is not None, "run.out is for loss_terms, prepare_batch and after_step"
@@ -224,8 +231,9 @@ class Run:
                 self.cost.student_forwards += len(self.batch.ids) * self.device_info.ranks
         return self._memory[slot]
 
-    def signal(self, role: str, view: str = "image") -> Output:
+    def signal(self, role: str, view: str = "") -> Output:
         """What a teacher says about a view of the current batch, without gradient; once a micro-batch."""
+        view = view or self.view
         slot = ("signal", role, view)
         if slot not in self._memory:
             assert self.batch is not None, "run.signal is for loss_terms, prepare_batch and after_step"
@@ -343,11 +351,11 @@ class Run:
     def restart_clock(self) -> None:
         self._started = time.perf_counter()
 
-    def predict(self, role: str, split: str, view: str = "image", batch: int = 500) -> Predicted:
+    def predict(self, role: str, split: str, view: str = "", batch: int = 500) -> Predicted:
         """What a model says about a whole split, in order, in evaluation mode and without augmentation."""
         from kdzoo.evaluate import predict
 
-        return predict(self, role, split, view, batch)
+        return predict(self, role, split, view or self.view, batch)
 
     def books(self) -> dict[str, Any]:
         """Costs, curves and logs, for the checkpoint and the artefact."""

@@ -16,22 +16,9 @@ from torch import Tensor
 from kdzoo.errors import KdzooError
 from kdzoo.recording import Columns, Identity, Recording, ragged, ragged_bytes
 from kdzoo.recordings import Recordings
+from kdzoo.speakers.speech import Generation as Generation
 
 _TEXTS, _VALUES, _CANDIDATES = "texts", "values", "candidates"
-
-
-class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One text that a teacher wrote.
-
-    Attributes:
-        text: as it came, special tokens left out.
-        tokens: its token ids in the teacher's vocabulary (the manifest has the tokenizer's hash), or None.
-        finish: why it ended there: "stop", "length", ... or "" where that is not known.
-    """
-
-    text: str
-    tokens: list[int] | None = None
-    finish: str = ""
 
 
 class Candidate(msgspec.Struct, frozen=True):

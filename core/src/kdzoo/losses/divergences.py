@@ -1,5 +1,7 @@
 """How far the student's distribution is from the teacher's: KL both ways, Jensen-Shannon, cross-entropy.
 
+Skewed divergences and total variation are in `kdzoo.losses.bounded`.
+
 Legend: (..., C, ...) logits with the class axis at `axis`; (...) the item axes that are left. T temperature,
 p = softmax(teacher / T) the teacher's distribution, q = softmax(student / T) the student's. All values in
 nats.
@@ -24,8 +26,9 @@ import math
 import torch
 from torch import Tensor
 
+from kdzoo.losses.chunk_forms import JensenShannon, ReverseKL
 from kdzoo.losses.masks import Reduction, blank, check_mask, check_reduction, reduce
-from kdzoo.losses.vocabulary import accumulation_dtype, chunked_kl
+from kdzoo.losses.vocabulary import accumulation_dtype, chunked, chunked_kl
 
 Temperature = float | tuple[float, float]
 
@@ -76,7 +79,7 @@ def kl_divergence(
     """
     axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, reduction, mask)
     if teacher_grad or student_logits.numel() <= SMALL:
-        log_q, log_p = _log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
+        log_q, log_p = log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
         values = expected_log_ratio(log_p, log_q, axis)
     else:
         values = chunked_kl(student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask)
@@ -107,8 +110,14 @@ def reverse_kl(
         0.1438
     """
     axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, reduction, mask)
-    log_q, log_p = _log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
-    return reduce(expected_log_ratio(log_q, log_p, axis), reduction=reduction, mask=mask)
+    if teacher_grad or student_logits.numel() <= SMALL:
+        log_q, log_p = log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
+        values = expected_log_ratio(log_q, log_p, axis)
+    else:
+        values = chunked(
+            ReverseKL(), student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask
+        )
+    return reduce(values, reduction=reduction, mask=mask)
 
 
 def js_divergence(
@@ -149,16 +158,16 @@ def js_divergence(
             "Take kl_divergence (the limit at 0) or reverse_kl (the limit at 1)"
         )
     axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, reduction, mask)
-    log_q, log_p = _log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
-    # logaddexp(-inf, -inf) is right, but its derivative is NaN; there both probabilities are 0 and weigh
-    # nothing.
-    neither = log_p.isneginf() & log_q.isneginf()
-    log_m = torch.logaddexp(
-        log_p.masked_fill(neither, 0.0) + math.log(beta), log_q.masked_fill(neither, 0.0) + math.log1p(-beta)
-    )
-    values = beta * expected_log_ratio(log_p, log_m, axis) + (1.0 - beta) * expected_log_ratio(
-        log_q, log_m, axis
-    )
+    if teacher_grad or student_logits.numel() <= SMALL:
+        log_q, log_p = log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
+        log_m = log_mixture(log_p, log_q, beta)
+        teachers, students = expected_log_ratio(log_p, log_m, axis), expected_log_ratio(log_q, log_m, axis)
+        values = beta * teachers + (1.0 - beta) * students
+    else:
+        form = JensenShannon(beta)
+        values = chunked(
+            form, student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask
+        )
     return reduce(values, reduction=reduction, mask=mask)
 
 
@@ -186,7 +195,7 @@ def soft_cross_entropy(
         1.3863
     """
     axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, reduction, mask)
-    log_q, log_p = _log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
+    log_q, log_p = log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
     return reduce(-_expectation(log_p, log_q, axis), reduction=reduction, mask=mask)
 
 
@@ -257,7 +266,7 @@ def check_pair(
     return axis, (float(pair[0]), float(pair[1]))
 
 
-def _log_pair(
+def log_pair(
     student_logits: Tensor,
     teacher_logits: Tensor,
     temperatures: tuple[float, float],
@@ -265,6 +274,7 @@ def _log_pair(
     mask: Tensor | None,
     teacher_grad: bool,
 ) -> tuple[Tensor, Tensor]:
+    """(log q, log p) for autograd; items that do not count are uniform, the teacher is detached unless asked."""
     if not teacher_grad:
         teacher_logits = teacher_logits.detach()
     dtype = accumulation_dtype(student_logits, teacher_logits)
@@ -278,6 +288,15 @@ def _expectation(log_p: Tensor, values: Tensor, axis: int) -> Tensor:
     """sum_c p_c values_c with 0 * inf = 0; masked before the product, since after it the gradient has NaN."""
     p = log_p.exp()
     return (p * values.masked_fill(p == 0, 0.0)).sum(axis)
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """log(weight p + (1 - weight) q), 0 < weight < 1; anything finite where both are 0, since it weighs nothing."""
+    # logaddexp(-inf, -inf) is right, but its derivative is NaN.
+    neither = log_p.isneginf() & log_q.isneginf()
+    return torch.logaddexp(
+        log_p.masked_fill(neither, 0.0) + math.log(weight), log_q.masked_fill(neither, 0.0) + math.log1p(-weight)
+    )
 
 
 def expected_log_ratio(log_p: Tensor, log_q: Tensor, axis: int) -> Tensor:

@@ -24,7 +24,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kdzoo.losses.divergences import log_probabilities
 from kdzoo.losses.masks import Reduction, blank, check_mask, check_reduction
 
 Form = Literal["jml-1", "jml-2", "soft-jaccard"]
@@ -72,7 +71,8 @@ def overlap(prediction: Tensor, target: Tensor, *, form: Form) -> Overlap:
     if form == "soft-jaccard":
         shared = (p * y).sum(-1)
         return Overlap(shared, mine - shared, theirs - shared)
-    least = torch.minimum(p, y).sum(-1)
+    # |min(p, y)|, without `minimum`: its backward pass asks of every number which side it came from, at twice the time.
+    least = (mine + theirs - (p - y).abs().sum(-1)) / 2
     shared = least if form == "jml-1" else (p * y).sum(-1)
     return Overlap(shared, mine - least, theirs - least)
 
@@ -230,7 +230,7 @@ def _vectors(
             f"{wanted}: labels would be held against the wrong places"
         )
     check_mask(mask, items)
-    p = log_probabilities(blank(logits, mask, axis), temperature=1.0, axis=axis).exp()
+    p = blank(logits, mask, axis).to(torch.promote_types(logits.dtype, torch.float32)).softmax(axis)
     positions = math.prod(items[1:])
     p = p.movedim(axis, 1).reshape(items[0], logits.shape[axis], positions)
     if hard:

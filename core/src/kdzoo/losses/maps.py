@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.losses.divergences import kl_divergence
+from kdzoo.losses.features import hint_regression
 from kdzoo.losses.masks import Reduction, check_reduction, reduce
 
 
@@ -71,7 +72,7 @@ def hierarchical_context_loss(
         l_b = ( mean d^2 + sum_k 2^-k mean (P_k d)^2 ) / (1 + sum_k 2^-k)
 
     where k = 1, 2, ... counts the levels l < h; the others are skipped, so the first one that is used weighs 1/2
-    whatever the map's size. Pooling is linear: the difference is pooled once instead of both sides.
+    whatever the map's size.
 
     Args:
         student: (B, C, h, w), h and w > 0.
@@ -108,11 +109,17 @@ def hierarchical_context_loss(
     if min(levels, default=1) < 1:
         raise ValueError(f"levels: got {list(levels)}, expected numbers of cells a side, 1 or more")
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    apart = student.to(dtype) - (teacher if teacher_grad else teacher.detach()).to(dtype)
-    values, weight, total = apart.square().mean((1, 2, 3)), 1.0, 1.0
+    whole = student.to(dtype), (teacher if teacher_grad else teacher.detach()).to(dtype)
+    pooled, finer, weight, total = whole, 1, 1.0, 1.0
+    values = hint_regression(*whole, reduction="none", teacher_grad=True)
     for level in levels:
-        if level >= apart.shape[2]:
+        if level >= student.shape[2]:
             continue
-        weight, pooled = weight / 2, F.adaptive_avg_pool2d(apart, (level, level))
-        values, total = values + weight * pooled.square().mean((1, 2, 3)), total + weight
+        # A cell is the mean of the finer cells in it, where those are equal and none lies in two cells.
+        if finer % level or any(side % finer for side in student.shape[2:]):
+            pooled = whole
+        pooled = tuple(F.adaptive_avg_pool2d(side, (level, level)) for side in pooled)
+        finer, weight = level, weight / 2
+        values = values + weight * hint_regression(*pooled, reduction="none", teacher_grad=True)
+        total += weight
     return reduce(values / total, reduction=reduction)

@@ -4,8 +4,8 @@ The task of Rule-Distillation (arXiv 2311.08883; RUCBM/rule-distillation@67fae86
 can know who has not read the rule or seen examples. The base model has read many such rules in its prompt and learned
 to follow them (`base_examples`), never the rule of the task, so that
 
-    teacher  rule: a @@@ b = a + b + 7. <sep> 12 @@@ 30 =        reads the rule, does not know it
-    student  12 @@@ 30 =                                         must come to know it
+    teacher  rule: a @@@ b = a + b + 7. 12 @@@ 30 =      reads the rule, does not know it
+    student  12 @@@ 30 =                                 must come to know it
     answer   49.
 
 Rules are of the forms in `FORMS` with a constant k of 1..`LARGEST_K`; a base model meets those of `base_rules`, and
@@ -26,19 +26,16 @@ from kdzoo_llm.data.word_problems import Draw, draws
 from kdzoo_llm.examples import Example
 
 SIGN = "@@@"
-FORMS = ("a + b + k", "a + k", "b + k", "a + b - k", "a - k", "b - k")
+FORMS = ("a + b + k", "a + k", "b + k")
 LARGEST_K = 20
 NEW_SHARE = 25  # percent of the rules that no base model reads
-LIMITS = {1: (0, 9), 2: (10, 99), 3: (100, 999)}  # digits -> numbers
-IN_DOMAIN, OUT_OF_DOMAIN = (1, 2), (3,)
+SMALL, LARGE = (0, 29), (0, 99)  # numbers of the in-domain inputs, and of all inputs
 
 SIZES = {"train": 64, "pool": 1000, "val": 200, "test": 400}
 SPLITS = tuple(SIZES)
 BASE_SIZES = {"train": 60_000, "val": 500, "new": 500}
-MOST_SHOWN = 2  # worked examples behind a rule in a base model's prompt
+MOST_SHOWN = 1  # worked examples behind a rule in a base model's prompt
 SHARES = {"train": 10, "pool": 60, "val": 10, "test": 20}  # percent of the input pairs
-SEPARATOR = "<sep>"
-"""Between what only the reader of the rule sees and what everybody sees: the tokenizers' special token."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -120,11 +117,10 @@ def _examples(split: str, rule: Rule) -> tuple[Example, ...]:
         prompt, value = question(a, b), rule.apply(a, b)
         facts = {
             "rule": rule.text,
-            "teacher_prompt": f"{rule.text} {SEPARATOR} {prompt}",
+            "teacher_prompt": f"{rule.text} {prompt}",
             "a": a,
             "b": b,
             "value": value,
-            "digits": max(len(str(a)), len(str(b))),
         }
         found.append(Example(f"{split}/{number}", prompt, said(value), facts))
     return tuple(found)
@@ -142,7 +138,7 @@ def teacher_prompt(example: Example, shots: Sequence[Example] = ()) -> str:
             f"longer prompts would leave what they have seen. Give {MOST_SHOWN} or fewer."
         )
     shown = [f"{shot.prompt} {shot.answer}" for shot in shots]
-    return " ".join([example.facts["rule"], *shown, SEPARATOR, example.prompt])
+    return " ".join([example.facts["rule"], *shown, example.prompt])
 
 
 def base_examples(split: str) -> list[Example]:
@@ -171,14 +167,13 @@ def _base_examples(split: str) -> tuple[Example, ...]:
     for number in range(BASE_SIZES[split]):
         draw = draws(mix("told-rule", "base", split, number))
         rule = source[draw(0, len(source) - 1)]
-        pairs = [_pair(draw, inputs, draw(1, 3)) for _ in range(1 + draw(0, MOST_SHOWN))]
+        pairs = [_pair(draw, inputs, large=draw(0, 1) == 1) for _ in range(1 + draw(0, MOST_SHOWN))]
         rows = [
-            Example("", question(a, b), said(rule.apply(a, b)), {"rule": rule.text, "value": rule.apply(a, b)})
+            Example("", question(a, b), said(rule.apply(a, b)), {"rule": rule.text, "a": a, "b": b, "value": rule.apply(a, b)})
             for a, b in pairs
         ]
         last, shots = rows[-1], rows[:-1]
-        digits = max(len(str(n)) for n in pairs[-1])
-        facts = {**last.facts, "digits": digits, "shown": len(shots)}
+        facts = {**last.facts, "shown": len(shots)}
         found.append(Example(f"base-{split}/{number}", teacher_prompt(last, shots), last.answer, facts))
     return tuple(found)
 
@@ -190,20 +185,17 @@ def _inputs(split: str, count: int) -> Iterator[tuple[int, int]]:
     while len(made) < count:
         draw = draws(mix("told-rule", split, place))
         place += 1
-        outside = split != "train" and len(made) % 2 == 1
-        pair = _pair(draw, split, 3 if outside else draw(*IN_DOMAIN))
+        pair = _pair(draw, split, large=split != "train" and len(made) % 2 == 1)
         if pair not in made:
             made.add(pair)
             yield pair
 
 
-def _pair(draw: Draw, split: str, digits: int) -> tuple[int, int]:
-    """Two numbers of a split, the longer one of so many digits."""
+def _pair(draw: Draw, split: str, large: bool) -> tuple[int, int]:
+    """Two numbers of a split, at least one of them above `SMALL` if they are to be large."""
     while True:
-        a, b = (draw(*LIMITS[digits]), draw(*LIMITS[draw(1, digits)]))
-        if draw(0, 1):
-            a, b = b, a
-        if split_of(a, b) == split:
+        a, b = (draw(*(LARGE if large else SMALL)) for _ in range(2))
+        if split_of(a, b) == split and (max(a, b) > SMALL[1]) == large:
             return a, b
 
 
@@ -219,7 +211,7 @@ def split_of(a: int, b: int) -> str:
 
 def out_of_domain(example: Example) -> bool:
     """Whether an input is longer than those that the shots show."""
-    return example.facts["digits"] in OUT_OF_DOMAIN
+    return max(example.facts["a"], example.facts["b"]) > SMALL[1]
 
 
 def follows(text: str, example: Example) -> bool:
