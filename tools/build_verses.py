@@ -8,8 +8,8 @@ FOLDER holds the two Debian packages. Written to kdzoo_llm/data/files: `verses.t
 Spanish; one verse a line) and `verses-manifest.json` (sources, rules, counts, sha256). The same packages and liblzma
 give the same bytes; another liblzma may give other bytes of the same lines, whose sha256 the manifest holds too.
 
-Text: footnotes, speakers and markup go, white space is one blank, and the capitals that open a Spanish chapter ("EN el
-principio") become small. Nothing else is changed.
+Text: footnotes, speakers, the Hebrew letters over the parts of Psalm 119 and markup go, white space is one blank, and
+the capitals that open a Spanish chapter ("EN el principio") become small. Nothing else is changed.
 
 Alignment: the two texts count verses alike in most chapters, not in all. A pair (same book, chapter and verse) stays
 where
@@ -65,11 +65,12 @@ SAME = 0.5  # share of word pairs
 Verse = tuple[str, int, int]  # book, chapter, verse
 
 NOTES = re.compile(r"<note\b.*?</note>|<speaker\b.*?</speaker>", re.DOTALL)
-BREAKS = re.compile(r"<(?:l|lg|lb|div|title|p|milestone|/title)\b[^>]*>")
+BREAKS = re.compile(r"</?(?:l|lg|lb|div|title|p|milestone|transChange)\b[^>]*>")
 TAGS = re.compile(r"<[^>]*>")
 BEFORE = re.compile(r"\s+([,.;:!?)\]”’])")
 AFTER = re.compile(r"([(\[“‘¡¿])\s+")
-CAPITALS = re.compile(r"^([¡¿(]*)(\w)(\w+)")
+LETTER = re.compile(r"^[A-Z]{2,}\b\.?\s*")
+CAPITALS = re.compile(r"\b[^\W\d_]{2,}\b")
 WORD = re.compile(r"[^\W\d_]+(?:’[^\W\d_]+)?")
 
 
@@ -81,12 +82,30 @@ def clean(marked: str) -> str:
     return AFTER.sub(r"\1", BEFORE.sub(r"\1", text))
 
 
-def lowered(text: str) -> str:
-    """The first word with a capital at its beginning only, where all of it is capitals."""
-    found = CAPITALS.match(text)
-    if not found or not found[3].isupper():
-        return text
-    return found[1] + found[2] + found[3].lower() + text[found.end() :]
+def lowered(text: str, forms: Counter[str]) -> str:
+    """Words of capitals as they are elsewhere: "Jehová", "el"; the first of a sentence keeps its first capital."""
+
+    def small(found: re.Match[str]) -> str:
+        word = found[0]
+        if not word.isupper():
+            return word
+        opens = not text[: found.start()].rstrip("¡¿( ") or text[: found.start()].rstrip("¡¿( ")[-1] in ".!?"
+        title = word[0] + word[1:].lower()
+        return title if opens or forms[title] > forms[word.lower()] else word.lower()
+
+    return CAPITALS.sub(small, text)
+
+
+def openings(spanish: dict[Verse, str]) -> dict[Verse, str]:
+    """The Spanish verses with ordinary capitals in the first verses of chapters."""
+    forms = Counter(word for key, text in spanish.items() if key[2] > 1 for word in CAPITALS.findall(text))
+    return {key: lowered(text, forms) if key[2] == 1 else text for key, text in spanish.items()}
+
+
+def unlettered(verses: dict[Verse, str]) -> dict[Verse, str]:
+    """Without "ALEPH", "BETH" and so on before each eighth verse of Psalm 119."""
+    marked = {key for key in verses if key[:2] == ("Psalms", 119) and key[2] % 8 == 1}
+    return {key: LETTER.sub("", text) if key in marked else text for key, text in verses.items()}
 
 
 def read(folder: Path) -> tuple[dict[Verse, str], dict[Verse, str]]:
@@ -117,9 +136,8 @@ def read(folder: Path) -> tuple[dict[Verse, str], dict[Verse, str]]:
                                 books=[book.name], chapters=[chapter], verses=[verse], clean=False
                             )
                             verses[book.name, chapter, verse] = clean(marked)
-            texts.append(verses)
-    english, spanish = texts
-    return english, {key: lowered(text) if key[2] == 1 else text for key, text in spanish.items()}
+            texts.append(unlettered(verses))
+    return texts[0], openings(texts[1])
 
 
 def words(text: str) -> list[str]:

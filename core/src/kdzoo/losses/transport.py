@@ -311,7 +311,7 @@ def _by_numpy(rows: Tensor) -> bool:
 def _falling(rows: Tensor) -> Tensor:
     """(R, V) probabilities -> each row in falling order. Spoils its argument on a CPU."""
     if not _by_numpy(rows):
-        return rows.sort(1, descending=True).values
+        return rows.sort(dim=1, descending=True).values
     rows.neg_().numpy().sort(axis=1)
     return rows.neg_()
 
@@ -323,7 +323,7 @@ def _falling_with_order(rows: Tensor) -> tuple[Tensor, Tensor]:
     one 64-bit key holds a number and, in the lower half, its class.
     """
     if not _by_numpy(rows):
-        values, order = rows.sort(1, descending=True, stable=True)
+        values, order = rows.sort(dim=1, descending=True, stable=True)
         return values, order
     bits = rows.numpy().view(np.int32)
     keys = np.subtract(0x7FFFFFFF, bits, dtype=np.int64)

@@ -242,6 +242,7 @@ def beam(
             eos_token_id=sorted(marks.ends) or None,
             decoder_start_token_id=marks.start,
             suppress_tokens=list(range(marks.size, rows)) or None,
+        renormalize_logits=rows > marks.size,  # what cannot be written takes no probability, as in `draw`
             return_dict_in_generate=True,
             output_scores=True,
         )

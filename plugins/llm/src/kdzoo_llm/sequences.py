@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from kdzoo.errors import KdzooError
 from kdzoo.method import Batch
 from kdzoo.task import Data
 from kdzoo_llm.examples import Example
+from kdzoo_llm.fingerprints import template_hash, tokenizer_hash
 
 IGNORE = -100
 """Label of a position where nothing counts, as in transformers."""
@@ -110,13 +112,14 @@ def serve(
             "Leave them out, or put them into the pool."
         )
     ids = [example.id for example in examples]
-    views = {name: reading.write(examples) for name, reading in readings.items()}
     pads = {name: int(reading.tokenizer.pad_token_id) for name, reading in readings.items()}
     first = next(iter(readings))
 
-    def collate(items: Mapping[str, Sequence[Written]], rows: Tensor, seeds: Tensor | None) -> Batch:
+    def collate(items: Encoded, rows: Tensor, seeds: Tensor | None) -> Batch:
         chosen = rows.tolist()
-        served = {name: padded([items[name][row] for row in chosen], pads[name]) for name in items}
+        served = {
+            name: padded([view[row] for row in chosen], pads[name]) for name, view in items.views.items()
+        }
         view = served[first]
         labels = view["answer"].masked_fill(~view["answer_mask"], IGNORE)
         if not labelled:
@@ -124,8 +127,30 @@ def serve(
         counts = {"item": len(chosen), "token": int((labels != IGNORE).sum())}
         return Batch([ids[row] for row in chosen], dict(served), labels, counts)
 
-    content = json.dumps([ids, views, labelled], sort_keys=True).encode()
-    return Data(views, ids, collate, hashlib.sha256(content).hexdigest(), fixed_views=True)
+    items = Encoded(examples, readings)
+    content = json.dumps([ids, items.content, labelled]).encode()
+    return Data(items, ids, collate, hashlib.sha256(content).hexdigest(), fixed_views=True)
+
+
+class Encoded:
+    """Examples as ids of each view, made when the first batch is asked for: a plan needs to know the texts only.
+
+    Attributes:
+        content: all that decides the ids, as JSON values.
+    """
+
+    def __init__(self, examples: Sequence[Example], readings: Mapping[str, Reading]) -> None:
+        self.examples, self.readings = examples, readings
+        self.content = [
+            [name, tokenizer_hash(one.tokenizer), template_hash(one.tokenizer), one.context]
+            + [[one.prompt(example), example.answer] for example in examples]
+            for name, one in readings.items()
+        ]
+
+    @cached_property
+    def views(self) -> dict[str, list[Written]]:
+        """View -> ids of every example."""
+        return {name: reading.write(self.examples) for name, reading in self.readings.items()}
 
 
 def padded(rows: Sequence[Written], pad: int) -> dict[str, Tensor]:

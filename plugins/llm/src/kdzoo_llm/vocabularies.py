@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.shipped import Shipped
-from kdzoo_llm.prompts import vocabulary_hash
+from kdzoo_llm.fingerprints import vocabulary_hash
 
 __all__ = ["FILES", "load", "names", "vocabulary_hash"]
 

@@ -4,38 +4,40 @@ The task of Rule-Distillation (arXiv 2311.08883; RUCBM/rule-distillation@67fae86
 can know who has not read the rule or seen examples. The base model has read many such rules in its prompt and learned
 to follow them (`base_examples`), never the rule of the task, so that
 
-    teacher  rule: a @@@ b = a + b + 7. 12 @@@ 30 =      reads the rule, does not know it
-    student  12 @@@ 30 =                                 must come to know it
-    answer   49.
+    teacher  rule: a @@@ b = a + b + 7. 12 @@@ 3 =      reads the rule, does not know it
+    student  12 @@@ 3 =                                 must come to know it
+    answer   22.
 
-Rules are of the forms in `FORMS` with a constant k of 1..`LARGEST_K`; a base model meets those of `base_rules`, and
-`new_rules` are for val and test of "can it follow a rule that it has never read". Inputs of one or two digits are
-in-domain, of three digits out-of-domain (`out_of_domain`): the base model has seen both, the shots are in-domain.
-Inputs (pairs a, b) are disjoint between the splits whatever the rule. All of it is a function of split and number.
+Rules are of the forms in `FORMS` with a constant of 1..`LARGEST_K`. A base model meets those of `base_rules`;
+`new_rules`, the task's among them, are rules that it has never read. Inputs are pairs of numbers, disjoint between the
+splits whatever the rule: small ones are in-domain, and the shots are of these; pairs with a larger number are
+out-of-domain (`out_of_domain`). The official data have one and two digits against three and four; numbers are smaller
+here, so that a model of a hundred thousand parameters can add them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.rng import mix
-from kdzoo_llm.data.word_problems import Draw, draws
+from kdzoo_llm.data.word_problems import draws
 from kdzoo_llm.examples import Example
 
 SIGN = "@@@"
 FORMS = ("a + b + k", "a + k", "b + k")
 LARGEST_K = 20
-NEW_SHARE = 25  # percent of the rules that no base model reads
-SMALL, LARGE = (0, 29), (0, 99)  # numbers of the in-domain inputs, and of all inputs
+NEW = 5  # one constant in so many, of each form, is left out of what a base model reads
+SMALL, LARGEST = 14, 29  # largest number of an in-domain input, and of any input
 
-SIZES = {"train": 64, "pool": 1000, "val": 200, "test": 400}
-SPLITS = tuple(SIZES)
-BASE_SIZES = {"train": 60_000, "val": 500, "new": 500}
+SPLITS = ("train", "pool", "val", "test")
+SHARES = {"train": 28, "pool": 27, "val": 15, "test": 30}  # percent of the input pairs
+MOST_SHOTS = 64
+BASE_SIZES = {"train": 30_000, "val": 400, "new": 400}
+BASE_VAL = 5  # percent of (rule, question) that a base model's train split leaves to its val split
 MOST_SHOWN = 1  # worked examples behind a rule in a base model's prompt
-SHARES = {"train": 10, "pool": 60, "val": 10, "test": 20}  # percent of the input pairs
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,9 +53,8 @@ class Rule:
         return f"rule: a {SIGN} b = {self.form.replace('k', str(self.k))}."
 
     def apply(self, a: int, b: int) -> int:
-        """The operator's value; may be negative."""
-        total = sum({"a": a, "b": b}.get(term, 0) for term in self.form.split())
-        return total + (self.k if f"+ {'k'}" in self.form else -self.k)
+        """The operator's value."""
+        return sum({"a": a, "b": b, "k": self.k}[term] for term in self.form.split(" + "))
 
 
 TARGET = Rule("a + b + k", 7)
@@ -69,13 +70,11 @@ def rules() -> tuple[Rule, ...]:
 @cache
 def new_rules() -> tuple[Rule, ...]:
     """Rules that no base model reads in training, the target among them."""
-    return tuple(
-        rule
-        for rule in rules()
-        if rule == TARGET or mix("told-rule", "new", rule.form, rule.k) % 100 < NEW_SHARE
-    )
+
+    return tuple(rule for rule in rules() if (rule.k + FORMS.index(rule.form)) % NEW == TARGET.k % NEW)
 
 
+@cache
 def base_rules() -> tuple[Rule, ...]:
     """Rules that a base model learns to follow."""
     return tuple(rule for rule in rules() if rule not in new_rules())
@@ -94,13 +93,13 @@ def examples(split: str, rule: Rule = TARGET) -> list[Example]:
     """Inputs of the operator and its values under one rule; prompts never hold the rule.
 
     Args:
-        split: "train" (its first n rows are the n shots, all in-domain), "pool" (inputs whose values methods may not
-            use, half of them out-of-domain), "val" or "test" (half of them out-of-domain).
+        split: "train" (`MOST_SHOTS` rows or fewer, all in-domain; its first n rows are the n shots), "pool" (inputs
+            whose values methods may not use), "val" or "test" (in-domain and out-of-domain).
         rule: what the operator means.
 
     Returns:
-        Examples with prompt "12 @@@ 30 =" and answer "49."; facts: `rule` (its text), `teacher_prompt` (the rule, the
-        separator and the prompt), `a`, `b`, `value`, `digits` (of the longer number).
+        Examples with prompt "12 @@@ 3 =" and answer "22."; facts: `rule` (its text), `teacher_prompt` (the rule and the
+        prompt), `a`, `b`, `value`.
 
     Raises:
         KdzooError: no such split.
@@ -112,30 +111,36 @@ def examples(split: str, rule: Rule = TARGET) -> list[Example]:
 
 @cache
 def _examples(split: str, rule: Rule) -> tuple[Example, ...]:
-    found = []
-    for number, (a, b) in enumerate(_inputs(split, SIZES[split])):
-        prompt, value = question(a, b), rule.apply(a, b)
-        facts = {
-            "rule": rule.text,
-            "teacher_prompt": f"{rule.text} {prompt}",
-            "a": a,
-            "b": b,
-            "value": value,
-        }
-        found.append(Example(f"{split}/{number}", prompt, said(value), facts))
-    return tuple(found)
+    pairs = [pair for pair in _pairs() if split_of(*pair) == split]
+    if split == "train":
+        pairs = [pair for pair in pairs if max(pair) <= SMALL][:MOST_SHOTS]
+    rows = [_row(f"{split}/{number}", rule, pair) for number, pair in enumerate(pairs)]
+    return tuple(rows)
+
+
+@cache
+def _pairs() -> tuple[tuple[int, int], ...]:
+    """All inputs, in an order of their own."""
+    numbers = range(LARGEST + 1)
+    return tuple(sorted(((a, b) for a in numbers for b in numbers), key=lambda pair: mix("told-rule", *pair)))
+
+
+def _row(name: str, rule: Rule, pair: tuple[int, int]) -> Example:
+    prompt, value = question(*pair), rule.apply(*pair)
+    facts = {"rule": rule.text, "a": pair[0], "b": pair[1], "value": value}
+    return Example(name, prompt, said(value), {**facts, "teacher_prompt": f"{rule.text} {prompt}"})
 
 
 def teacher_prompt(example: Example, shots: Sequence[Example] = ()) -> str:
-    """What the teacher reads: the rule, worked examples if there are any, the separator and the prompt.
+    """What the teacher reads: the rule, worked examples if there are any, and the prompt.
 
     Raises:
         KdzooError: more worked examples than a base model has seen in a prompt.
     """
     if len(shots) > MOST_SHOWN:
         raise KdzooError(
-            f"{len(shots)} worked examples in a prompt, and base models have been trained with at most {MOST_SHOWN}: "
-            f"longer prompts would leave what they have seen. Give {MOST_SHOWN} or fewer."
+            f"{len(shots)} worked examples in a prompt, and base models are trained with at most {MOST_SHOWN}: longer "
+            f"prompts would leave what they have seen. Give {MOST_SHOWN} or fewer."
         )
     shown = [f"{shot.prompt} {shot.answer}" for shot in shots]
     return " ".join([example.facts["rule"], *shown, example.prompt])
@@ -145,11 +150,12 @@ def base_examples(split: str) -> list[Example]:
     """What makes a base model that follows a rule in its prompt.
 
     Args:
-        split: "train", "val" (rules of `base_rules`, inputs of the val split) or "new" (rules of `new_rules` but the
-            target, inputs of the val split).
+        split: "train", "val" (rules of `base_rules` on inputs that train never asks of that rule) or "new" (rules of
+            `new_rules`, the target left out).
 
     Returns:
-        Examples whose prompt holds a rule, up to `MOST_SHOWN` worked examples, the separator and a question.
+        Examples whose prompt holds a rule, up to `MOST_SHOWN` worked examples and a question; facts: `rule`, `a`, `b`,
+        `value`, `shown` (how many worked examples).
 
     Raises:
         KdzooError: no such split.
@@ -162,41 +168,25 @@ def base_examples(split: str) -> list[Example]:
 @cache
 def _base_examples(split: str) -> tuple[Example, ...]:
     source = [rule for rule in new_rules() if rule != TARGET] if split == "new" else base_rules()
-    inputs = "pool" if split == "train" else "val"
     found = []
     for number in range(BASE_SIZES[split]):
         draw = draws(mix("told-rule", "base", split, number))
         rule = source[draw(0, len(source) - 1)]
-        pairs = [_pair(draw, inputs, large=draw(0, 1) == 1) for _ in range(1 + draw(0, MOST_SHOWN))]
-        rows = [
-            Example("", question(a, b), said(rule.apply(a, b)), {"rule": rule.text, "a": a, "b": b, "value": rule.apply(a, b)})
-            for a, b in pairs
-        ]
-        last, shots = rows[-1], rows[:-1]
-        facts = {**last.facts, "shown": len(shots)}
-        found.append(Example(f"base-{split}/{number}", teacher_prompt(last, shots), last.answer, facts))
+        name = f"base-{split}/{number}"
+        while True:
+            row = _row(name, rule, (draw(0, LARGEST), draw(0, LARGEST)))
+            held = mix("told-rule", "base", row.facts["teacher_prompt"]) % 100 < BASE_VAL
+            if split == "new" or held == (split == "val"):
+                break
+        # A worked example is of train's questions, else it would give away the answers of val.
+        shots = []
+        for _ in range(draw(0, MOST_SHOWN)):
+            shot = _row("", rule, (draw(0, LARGEST), draw(0, LARGEST)))
+            if mix("told-rule", "base", shot.facts["teacher_prompt"]) % 100 >= BASE_VAL:
+                shots.append(shot)
+        facts = {key: row.facts[key] for key in ("rule", "a", "b", "value")}
+        found.append(Example(name, teacher_prompt(row, shots), row.answer, {**facts, "shown": len(shots)}))
     return tuple(found)
-
-
-def _inputs(split: str, count: int) -> Iterator[tuple[int, int]]:
-    """Different pairs, every second one out-of-domain unless they are shots."""
-    made: set[tuple[int, int]] = set()
-    place = 0
-    while len(made) < count:
-        draw = draws(mix("told-rule", split, place))
-        place += 1
-        pair = _pair(draw, split, large=split != "train" and len(made) % 2 == 1)
-        if pair not in made:
-            made.add(pair)
-            yield pair
-
-
-def _pair(draw: Draw, split: str, large: bool) -> tuple[int, int]:
-    """Two numbers of a split, at least one of them above `SMALL` if they are to be large."""
-    while True:
-        a, b = (draw(*(LARGE if large else SMALL)) for _ in range(2))
-        if split_of(a, b) == split and (max(a, b) > SMALL[1]) == large:
-            return a, b
 
 
 def split_of(a: int, b: int) -> str:
@@ -210,8 +200,8 @@ def split_of(a: int, b: int) -> str:
 
 
 def out_of_domain(example: Example) -> bool:
-    """Whether an input is longer than those that the shots show."""
-    return max(example.facts["a"], example.facts["b"]) > SMALL[1]
+    """Whether an input has a larger number than any that the shots show."""
+    return max(example.facts["a"], example.facts["b"]) > SMALL
 
 
 def follows(text: str, example: Example) -> bool:

@@ -1,0 +1,130 @@
+"""Bible verses in English and Spanish (tasks on continuation and translation).
+
+    continuations   The heavens declare the glory   ->  of God. The expanse shows his handiwork.
+    translations    Jesus wept.                     ->  Y lloró Jesús.
+
+The English text is of today, with "Yahweh" and quotation marks; the Spanish one of 1909, with "Jehová", "á" and "díjole".
+Splits are blocks of five chapters; a verse nearly equal to one in another split is in one of them only
+(tools/build_verses.py). Both texts are in the public domain; "World English Bible" is a trademark, and since this is a
+changed part of that text, it must not be called by the name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from kdzoo.errors import KdzooError, unknown
+from kdzoo.shipped import Shipped
+from kdzoo_llm.data import packed
+from kdzoo_llm.examples import Example
+
+FILES = Path(__file__).parent / "files"
+SHIPPED = Shipped("the verse tasks", "build_verses.py", "kdzoo-llm")
+SPLITS = ("train", "pool", "val", "test")
+SHORTEST = 8  # words of a verse that is continued: four to read and four to write
+CONTINUED = 32  # words, the longest verse that is continued
+TRANSLATED = 16  # words, the longest side of a verse that is translated
+
+
+@dataclass(frozen=True, slots=True)
+class Verse:
+    """One verse in both languages.
+
+    Attributes:
+        split: where it belongs.
+        reference: "I Kings 3:5".
+        english: its English text.
+        spanish: its Spanish text.
+    """
+
+    split: str
+    reference: str
+    english: str
+    spanish: str
+
+    @property
+    def words(self) -> int:
+        """Words of the longer side."""
+        return max(len(self.english.split()), len(self.spanish.split()))
+
+
+@cache
+def verses(split: str, folder: Path = FILES) -> tuple[Verse, ...]:
+    """All verses of a split, in the order of the books; none has more than 40 words in either language.
+
+    Args:
+        split: "train", "pool" (whose answers methods may not use), "val" or "test".
+        folder: where the files of tools/build_verses.py are.
+
+    Raises:
+        KdzooError: no such split; a file that is missing or not the one in the manifest.
+    """
+    if split not in SPLITS:
+        raise unknown("split of the verses", split, SPLITS, f"They have {', '.join(SPLITS)}.")
+    return tuple(verse for verse in _read(folder) if verse.split == split)
+
+
+@cache
+def _read(folder: Path) -> tuple[Verse, ...]:
+    rows, _ = packed.lines(SHIPPED, folder, "verses-manifest.json", "verses.tsv.xz")
+    return tuple(Verse(*row.split("\t")) for row in rows)
+
+
+@cache
+def continuations(split: str, longest: int = CONTINUED) -> list[Example]:
+    """English verses cut in the middle: the first half of the words to read, the rest to write.
+
+    Args:
+        split: as in `verses`.
+        longest: words of a verse at most; at least `SHORTEST`. At 32 a verse, its end and a separator have at most 64
+            tokens of `verses-en-2k`.
+
+    Returns:
+        Examples with ids "train/Psalms 19:1" and facts reference.
+
+    Raises:
+        KdzooError: no such split, or `longest` too small.
+    """
+    if longest < SHORTEST:
+        raise KdzooError(
+            f"verses of at most {longest} words are to be continued; expected {SHORTEST} or more: with fewer there is "
+            "nothing to go on, and no example would be left."
+        )
+    found = []
+    for verse in verses(split):
+        words = verse.english.split(" ")
+        if SHORTEST <= len(words) <= longest:
+            half = len(words) // 2
+            prompt, answer = " ".join(words[:half]), " ".join(words[half:])
+            found.append(_example(verse, prompt, answer))
+    return found
+
+
+@cache
+def translations(split: str, longest: int = TRANSLATED) -> list[Example]:
+    """English verses to be said in Spanish.
+
+    Args:
+        split: as in `verses`.
+        longest: words of either side at most, 3 to 40.
+
+    Returns:
+        Examples with ids "train/John 11:35" and facts reference.
+
+    Raises:
+        KdzooError: no such split, or no verse is as short.
+    """
+    found = [
+        _example(verse, verse.english, verse.spanish) for verse in verses(split) if verse.words <= longest
+    ]
+    if not found:
+        raise KdzooError(
+            f"no verse of {split} has at most {longest} words; expected 3 to 40: nothing would be left to translate."
+        )
+    return found
+
+
+def _example(verse: Verse, prompt: str, answer: str) -> Example:
+    return Example(f"{verse.split}/{verse.reference}", prompt, answer, {"reference": verse.reference})
