@@ -196,7 +196,8 @@ def true_pairs(graph: Graph, words: dict[str, int]) -> dict[str, np.ndarray]:
                     if symbol == "!" and ours is not None and theirs is not None:
                         pair = synset.lemmas[ours], graph[target].lemmas[theirs]
                         if all(word in words for word in pair):
-                            found[relation].add((words[pair[0]], words[pair[1]]))
+                            # Both ways: a few of WordNet 3.0's antonyms are written at one end alone.
+                            found[relation].update(((words[a], words[b]) for a, b in (pair, pair[::-1])))
                 continue
             for target in closure(graph, relation, name):
                 found[relation].update((h, t) for h in heads for t in numbers(graph[target], words) if h != t)

@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from kdzoo_llm.data import lint_fixes, verses
 
 FILES = Path(__file__).parents[1] / "plugins/llm/src/kdzoo_llm/data/files"
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<sep>"]
+SURPLUS = 3
 
 
 def pairs(texts: list[str], size: int, space: bool = True) -> Tokenizer:
@@ -47,19 +50,38 @@ def pairs(texts: list[str], size: int, space: bool = True) -> Tokenizer:
 
 
 def pieces(texts: list[str], size: int) -> Tokenizer:
-    """A unigram model: the likeliest of all ways to cut a word into pieces."""
-    tokenizer = Tokenizer(models.Unigram())
-    # Characters composed, and white space one blank: as in SentencePiece's models.
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")])
-    cut(tokenizer, space=True)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size,
-        special_tokens=SPECIAL,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    """A unigram model: the likeliest of all ways to cut a word into pieces.
+
+    `tokenizers`' own trainer gives other scores in each process. So the candidates are those of a byte-pair encoding
+    with `SURPLUS` times as many tokens; in each round the texts are cut, a piece's probability becomes its share of
+    what was cut, and the rarest of the surplus go, half of it at a time.
+    """
+    letters = set(pre_tokenizers.ByteLevel.alphabet())
+    start = pairs(texts, SURPLUS * size)
+    tokens = [token for token in start.get_vocab() if token not in SPECIAL]
+    counts = Counter(token for row in start.encode_batch(texts) for token in row.tokens)
+    surplus = len(tokens) + len(SPECIAL) - size
+    while True:
+        whole = sum(counts[token] + 0.5 for token in tokens)
+        scores = {token: round(math.log((counts[token] + 0.5) / whole), 4) for token in tokens}
+        order = sorted(tokens, key=lambda token: (-scores[token], token))
+        tokenizer = Tokenizer(
+            models.Unigram([*((token, 0.0) for token in SPECIAL), *((t, scores[t]) for t in order)])
+        )
+        # Characters composed, and white space one blank: as in SentencePiece's models.
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")]
+        )
+        cut(tokenizer, space=True)
+        if surplus == 0 and len(tokens) + len(SPECIAL) == size:
+            tokenizer.add_special_tokens(SPECIAL)
+            return tokenizer
+        counts = Counter(token for row in tokenizer.encode_batch(texts) for token in row.tokens)
+        surplus //= 2
+        rare = sorted(
+            (token for token in tokens if token not in letters), key=lambda token: (-counts[token], token)
+        )
+        tokens = sorted(letters | set(rare[: size + surplus - len(SPECIAL) - len(letters)]))
 
 
 def cut(tokenizer: Tokenizer, space: bool) -> None:

@@ -13,7 +13,7 @@ from kdzoo_llm.sequences import IGNORE, Reading, serve
 
 EXAMPLES = [
     Example("train/0", "rule: a @@@ b = a + 3. 1 @@@ 2 =", "4."),
-    Example("train/1", "12 @@@ 30 =", "142."),
+    Example("train/1", "12 @@@ 30 =", "49."),
     Example("train/2", "7 @@@ 8 =", "9."),
 ]
 ALL = torch.arange(3)
@@ -32,9 +32,7 @@ def test_a_row_reads_as_it_was_written(reading: Reading) -> None:
     for row, example in enumerate(EXAMPLES):
         prompt = view["prompt"][row][view["prompt_mask"][row]]
         answer = view["answer"][row][view["answer_mask"][row]]
-        assert tokenizer.decode(prompt) == f"<bos>{example.prompt}<sep>".replace("<bos>", "<bos> ", 1) or (
-            tokenizer.decode(prompt, skip_special_tokens=True).strip() == example.prompt
-        )
+        assert tokenizer.decode(prompt, skip_special_tokens=True) == example.prompt
         assert prompt[0] == tokenizer.bos_token_id
         assert prompt[-1] == tokenizer.sep_token_id
         assert tokenizer.decode(answer, skip_special_tokens=True) == example.answer
@@ -68,7 +66,8 @@ def test_what_is_longer_than_the_context_is_refused() -> None:
     """Positions that were never trained, or a prompt that is cut without a word."""
     short = Reading(vocabularies.load("told-rule"), context=12)
     with pytest.raises(KdzooError, match=r"train/0 has \d+ tokens of prompt and \d+ of answer.*context is 12"):
-        serve(EXAMPLES, {"text": short})
+        data = serve(EXAMPLES, {"text": short})
+        data.collate(data.items, ALL, None)
 
 
 def test_an_empty_answer_is_refused(reading: Reading) -> None:
@@ -118,7 +117,7 @@ def test_a_model_with_too_few_tokens_is_refused(reading: Reading, tmp_path) -> N
     """Ids outside of the embedding."""
     small = models.build("llama-xs", vocabularies.load("told-rule"))
     small.net.save_pretrained(tmp_path / "net")
-    with pytest.raises(KdzooError, match=r"has 33 tokens and the tokenizer \d+"):
+    with pytest.raises(KdzooError, match=r"has \d+ tokens and the tokenizer \d+"):
         models.build(str(tmp_path / "net"), vocabularies.load("word-problems"))
     loaded = models.build(str(tmp_path / "net"), reading.tokenizer)
     assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in small.parameters())

@@ -82,9 +82,14 @@ def planned(arm: str, *settings: str) -> Plan:
     return make_plan(Request("barm", task="scenes-incremental", arms=arm, seeds=1, set=settings))
 
 
-def test_every_arm_takes_as_many_steps_and_starts_alike() -> None:
+@pytest.fixture(scope="module")
+def all_arms() -> Plan:
+    return planned("all")
+
+
+def test_every_arm_takes_as_many_steps_and_starts_alike(all_arms: Plan) -> None:
     """An arm with a larger budget, or one that does not start from the step before, is no fair rival."""
-    plan = planned("all")
+    plan = all_arms
     total = int(plan.settings["student"]["steps"]) + int(plan.settings["student"]["increment_steps"])
     for (arm, _), specs in plan.runs.items():
         trained = [spec for spec in specs if spec.stage.name != "evaluate"]
@@ -94,9 +99,9 @@ def test_every_arm_takes_as_many_steps_and_starts_alike() -> None:
             assert spec.roles[0].source == f"stage:step-{number}/student", arm
 
 
-def test_arms_of_the_method_share_the_first_step() -> None:
+def test_arms_of_the_method_share_the_first_step(all_arms: Plan) -> None:
     """A loss of the increments in the first step's key would train it again for each arm."""
-    plan = planned("all")
+    plan = all_arms
     own = {arm: specs[0].key for (arm, _), specs in plan.runs.items() if arm not in ("student", "barm.joint")}
     assert len(set(own.values())) == 1
     assert plan.runs[("barm", 0)][1].key != plan.runs[("barm.mib", 0)][1].key

@@ -212,7 +212,8 @@ def test_terms_replace_the_tasks_and_the_tutor_gets_no_gradient() -> None:
     tutor = output(1)
     assert tutor.logits is not None
     tutor.logits.requires_grad_()
-    found, logits = terms(settings(), labels_of(2), tutor)
+    paper = settings(pixel_weight=0.25, jaccard_weight=0.75)
+    found, logits = terms(paper, labels_of(2), tutor)
     weights = {name: (term.weight, term.per) for name, term in found.items()}
     assert weights == {
         "task": (0.125, "pixel"),

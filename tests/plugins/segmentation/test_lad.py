@@ -118,10 +118,8 @@ def slow_cwd(student: Tensor, teacher: Tensor, t: float) -> float:
     for b in range(images):
         for c in range(classes):
             s, p = (side[b, c].flatten().double().tolist() for side in (student, teacher))
-            log_s, log_p = (
-                [value / t - math.log(sum(math.exp(v / t) for v in side)) for value in side]
-                for side in (s, p)
-            )
+            whole_s, whole_p = (math.log(sum(math.exp(v / t) for v in side)) for side in (s, p))
+            log_s, log_p = [v / t - whole_s for v in s], [v / t - whole_p for v in p]
             total += sum(math.exp(b_) * (b_ - a) for a, b_ in zip(log_s, log_p, strict=True))
     return t * t * total / (images * classes)
 
@@ -204,7 +202,9 @@ def test_the_teacher_trains_on_two_noisings_of_the_same_images(subject: Subject)
     assert scores is not None
     assert terms["task"] == pytest.approx(2 * nn.functional.cross_entropy(scores, labels).item(), rel=0.02)
     first, second = run.out("student").features["score"].chunk(2)
-    wanted = 5 * (slow_cwd(first, second, 4.0) + slow_cwd(second, first, 4.0))
+    weight = run.cfg.consistency_weight
+    assert weight != 1.0
+    wanted = weight * (slow_cwd(first, second, 4.0) + slow_cwd(second, first, 4.0))
     assert terms["consistency"] == pytest.approx(wanted, rel=1e-3)
 
 
@@ -307,7 +307,7 @@ def test_each_loss_is_the_one_it_is_called(subject: Subject) -> None:
                 [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(q.T, p.T, strict=True)]
             )
             wanted = (2 - inter.mean() - intra.mean()).item()
-        return terms_of(run)["lad"], 3 * wanted
+        return terms_of(run)["lad"], run.cfg.lad_weight * wanted
 
     for loss in ("cwd", "pixel-kl", "dist"):
         found, wanted = subject.look(look, set=(f"loss={loss}", "label_init=0.0001"))

@@ -19,6 +19,7 @@ FILES = Path(__file__).parent / "data" / "files"
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "sep_token": "<sep>"}
 MANIFESTS = {
     "word-vocabularies-manifest.json": Shipped("vocabularies", "build_word_vocabularies.py", "kdzoo-llm"),
+    "text-vocabularies-manifest.json": Shipped("vocabularies", "train_tokenizers.py", "kdzoo-llm"),
 }
 """Manifest with the hashes of tokenizers -> who made them."""
 

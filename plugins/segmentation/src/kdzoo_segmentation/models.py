@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -297,6 +297,7 @@ def first_convolution(backbone: nn.Module, channels: int) -> None:
     setattr(backbone.get_submodule(owner), attribute, new)
 
 
+@cache  # asked for at every plan
 def side(name: str, classes: int, channels: int, height: int, width: int) -> Side:
     """What a model by name takes and gives, found without weights on torch's ``meta`` device."""
     backbone = SPECS[name]["backbone"]["type"] if name in SPECS else ""

@@ -12,16 +12,15 @@ Rules are of the forms in `FORMS` with a constant of 1..`LARGEST_K`. A base mode
 `new_rules`, the task's among them, are rules that it has never read. Inputs are pairs of numbers, disjoint between the
 splits whatever the rule: small ones are in-domain, and the shots are of these; pairs with a larger number are
 out-of-domain (`out_of_domain`). The official data have one and two digits against three and four; numbers are smaller
-here, so that a model of a hundred thousand parameters can add them.
+here, so that a model of a hundred thousand parameters can add them, and the rule comes without worked examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from kdzoo.errors import KdzooError, unknown
+from kdzoo.errors import unknown
 from kdzoo.rng import mix
 from kdzoo_llm.data.word_problems import draws
 from kdzoo_llm.examples import Example
@@ -37,7 +36,6 @@ SHARES = {"train": 28, "pool": 27, "val": 15, "test": 30}  # percent of the inpu
 MOST_SHOTS = 64
 BASE_SIZES = {"train": 30_000, "val": 400, "new": 400}
 BASE_VAL = 5  # percent of (rule, question) that a base model's train split leaves to its val split
-MOST_SHOWN = 1  # worked examples behind a rule in a base model's prompt
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -131,21 +129,6 @@ def _row(name: str, rule: Rule, pair: tuple[int, int]) -> Example:
     return Example(name, prompt, said(value), {**facts, "teacher_prompt": f"{rule.text} {prompt}"})
 
 
-def teacher_prompt(example: Example, shots: Sequence[Example] = ()) -> str:
-    """What the teacher reads: the rule, worked examples if there are any, and the prompt.
-
-    Raises:
-        KdzooError: more worked examples than a base model has seen in a prompt.
-    """
-    if len(shots) > MOST_SHOWN:
-        raise KdzooError(
-            f"{len(shots)} worked examples in a prompt, and base models are trained with at most {MOST_SHOWN}: longer "
-            f"prompts would leave what they have seen. Give {MOST_SHOWN} or fewer."
-        )
-    shown = [f"{shot.prompt} {shot.answer}" for shot in shots]
-    return " ".join([example.facts["rule"], *shown, example.prompt])
-
-
 def base_examples(split: str) -> list[Example]:
     """What makes a base model that follows a rule in its prompt.
 
@@ -154,8 +137,7 @@ def base_examples(split: str) -> list[Example]:
             `new_rules`, the target left out).
 
     Returns:
-        Examples whose prompt holds a rule, up to `MOST_SHOWN` worked examples and a question; facts: `rule`, `a`, `b`,
-        `value`, `shown` (how many worked examples).
+        Examples whose prompt is a rule and a question; facts: `rule`, `a`, `b`, `value`.
 
     Raises:
         KdzooError: no such split.
@@ -178,14 +160,8 @@ def _base_examples(split: str) -> tuple[Example, ...]:
             held = mix("told-rule", "base", row.facts["teacher_prompt"]) % 100 < BASE_VAL
             if split == "new" or held == (split == "val"):
                 break
-        # A worked example is of train's questions, else it would give away the answers of val.
-        shots = []
-        for _ in range(draw(0, MOST_SHOWN)):
-            shot = _row("", rule, (draw(0, LARGEST), draw(0, LARGEST)))
-            if mix("told-rule", "base", shot.facts["teacher_prompt"]) % 100 >= BASE_VAL:
-                shots.append(shot)
         facts = {key: row.facts[key] for key in ("rule", "a", "b", "value")}
-        found.append(Example(name, teacher_prompt(row, shots), row.answer, {**facts, "shown": len(shots)}))
+        found.append(Example(name, row.facts["teacher_prompt"], row.answer, facts))
     return tuple(found)
 
 

@@ -3,7 +3,7 @@
     continuations   The heavens declare the glory   ->  of God. The expanse shows his handiwork.
     translations    Jesus wept.                     ->  Y lloró Jesús.
 
-The English text is of today, with "Yahweh" and quotation marks; the Spanish one of 1909, with "Jehová", "á" and "díjole".
+The English text is of today, with "Yahweh" and quotation marks; the Spanish one of 1909, with "Jehová", "á", "díjole".
 Splits are blocks of five chapters; a verse nearly equal to one in another split is in one of them only
 (tools/build_verses.py). Both texts are in the public domain; "World English Bible" is a trademark, and since this is a
 changed part of that text, it must not be called by the name.
