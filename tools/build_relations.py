@@ -26,7 +26,7 @@ import json
 import re
 import subprocess
 import tarfile
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,28 +47,36 @@ CONTENT = {  # sha256 of WordNet 3.0's files
 }
 PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 KINDS = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "s"}  # of a sense key, as data files write them
-LEAST = 5  # occurrences of a word in the tagged corpora
+LEAST = 2  # occurrences of a word in the tagged corpora
 WORD = re.compile(r"[a-z]{2,12}")
 POINTERS = {  # relation -> WordNet's pointer symbols, wninput(5)
     "hypernym": ("@", "@i"), "part_of": ("#p",), "has_part": ("%p",), "member_of": ("#m",), "made_of": ("%s",),
     "entails": ("*",), "causes": (">",), "similar": ("&",), "antonym": ("!",), "attribute": ("=",),
 }  # fmt: skip
 TRANSITIVE = ("hypernym", "part_of", "has_part", "entails")
-CHAIN = 3  # steps up from a head to the most general hypernym that is given as a tail
-DEPTH = 4  # of a noun that is given as a hypernym, at least: an entity, object, whole or unit is too general
-HINT = 6  # words
+KINDS_OF = 20  # a word is given as a hypernym if it is one of at least so many heads,
+AT_MOST = {
+    "n": 0.12,
+    "v": 0.2,
+}  # and of at most this share of them: an entity or an act is too general to be an answer
+LIKE = 3  # a word is given as similar to a head if it is to at least so many
+HINT = 8  # words
 SHARES = {"train": 40, "pool": 38, "val": 8, "test": 14}  # percent of the head lemmas
-ONLY_HYPERNYM = {"n": 45, "v": 45}  # percent of the heads that have only hypernyms that are kept
 FUNCTION_WORDS = frozenset(
-    """a about after all also among an and another any anything are as at away be because been before being between but
-    by can characterized could do does done each either especially etc even every everyone for form from has have having
-    he her his how if in into is it its made make makes making may more most much no not of off often on one ones or
-    other others out over own particular relating same several she so some someone something such than that the their
-    them there these they thing things this those through to too typically up upon used usually very was way were what
-    when where whether which while who whom whose will with within without would you your""".split()
+    """
+    a about after all also among an and another any anything are as at away be because been before being between
+    but by can characterized could do does done each either especially etc even every everyone for form from has
+    have having he her his how if in into is it its made make makes making may more most much no not of off
+    often on one ones or other others out over own particular relating same several she so some someone
+    something such than that the their them there these they thing things this those through to too typically up
+    upon used usually very was way were what when where whether which while who whom whose will with within
+    without would you your
+    """.split()  # noqa: SIM905
 )
 
-LEFT_OUT = re.compile(r"\b(sex\w*|coit\w+|penis|vagina|genital\w*|breasts|slurs?|offensive|obscene|disparag\w+|vulgar)\b")
+LEFT_OUT = re.compile(
+    r"\b(sex\w*|coit\w+|penis|vagina|genital\w*|breasts|slurs?|offensive|obscene|disparag\w+|vulgar)\b"
+)
 """Glosses that nobody wants to meet in a bench."""
 
 
@@ -210,7 +218,11 @@ def numbers(synset: Synset, words: dict[str, int]) -> list[int]:
 
 def best(synset: Synset, words: dict[str, int]) -> str | None:
     """The word that a synset is called by: the one tagged most often in this sense, the first of equals."""
-    ranked = [(-tags, k) for k, (lemma, tags) in enumerate(zip(synset.lemmas, synset.tags, strict=True)) if lemma in words]
+    ranked = [
+        (-tags, k)
+        for k, (lemma, tags) in enumerate(zip(synset.lemmas, synset.tags, strict=True))
+        if lemma in words
+    ]
     return synset.lemmas[min(ranked)[1]] if ranked else None
 
 
@@ -218,46 +230,25 @@ def hint(synset: Synset) -> list[str]:
     """The first content words of the definition, without examples, brackets and the head's own lemmas."""
     text = re.sub(r"\([^)]*\)", " ", synset.gloss.split('; "')[0].split(' "')[0].lower())
     own = {part for lemma in synset.lemmas for part in lemma.lower().split("_")}
-    found = [w for w in re.findall(r"[a-z]+", text) if len(w) > 1 and w not in FUNCTION_WORDS and w not in own]
+    found = [
+        w for w in re.findall(r"[a-z]+", text) if len(w) > 1 and w not in FUNCTION_WORDS and w not in own
+    ]
     return list(dict.fromkeys(found))[:HINT]
 
 
-def tails(graph: Graph, name: str, words: dict[str, int], relation: str, deep: dict[str, int]) -> list[str]:
-    """The words that are given as a head's tails, nearest first."""
+def tails(graph: Graph, name: str, words: dict[str, int], relation: str) -> list[str]:
+    """The words that WordNet gives as a head's tails, nearest first; of hypernyms all steps."""
     synset, lemma = graph[name], best(graph[name], words)
     if relation == "antonym":
-        found = [
+        found: list[str | None] = [
             graph[target].lemmas[theirs]
             for symbol, target, ours, theirs in synset.pointers
             if symbol == "!" and theirs is not None and ours is not None and synset.lemmas[ours] == lemma
         ]
-    elif relation == "hypernym":
-        near, front = [], [name]
-        for _ in range(CHAIN):
-            front = [target for one in front for target in neighbours(graph, relation, one)]
-            near += [target for target in front if target[0] == "v" or deep[target] >= DEPTH]
-        found = [word for target in near if (word := best(graph[target], words))]
     else:
-        found = [word for target in neighbours(graph, relation, name) if (word := best(graph[target], words))]
-    return [word for word in dict.fromkeys(found) if word in words and word != lemma]
-
-
-def depths(graph: Graph) -> dict[str, int]:
-    """Fewest steps from a root of the hypernyms."""
-    below: dict[str, list[str]] = defaultdict(list)
-    front = []
-    for name in graph:
-        above = neighbours(graph, "hypernym", name)
-        for target in above:
-            below[target].append(name)
-        if not above:
-            front.append(name)
-    found = dict.fromkeys(front, 0)
-    while front:
-        front = [child for name in front for child in below[name] if child not in found]
-        front = list(dict.fromkeys(front))
-        found.update((name, min(found[up] for up in neighbours(graph, "hypernym", name) if up in found) + 1) for name in front)
-    return found
+        near = closure(graph, relation, name) if relation == "hypernym" else neighbours(graph, relation, name)
+        found = [best(graph[target], words) for target in near]
+    return [word for word in dict.fromkeys(found) if word and word in words and word != lemma]
 
 
 def split_of(word: str) -> str:
@@ -275,7 +266,6 @@ Row = tuple[str, str, list[str], str, dict[str, list[str]]]
 
 def choose(graph: Graph, words: dict[str, int]) -> list[Row]:
     """The heads with their tails, in the order of the data files."""
-    deep = depths(graph)
     rows: list[Row] = []
     for name, synset in graph.items():
         word = best(synset, words)
@@ -283,10 +273,9 @@ def choose(graph: Graph, words: dict[str, int]) -> list[Row]:
             continue
         if LEFT_OUT.search(synset.gloss):
             continue
-        linked = {relation: found for relation in RELATIONS if (found := tails(graph, name, words, relation, deep))}
-        only = set(linked) == {"hypernym"}
-        if linked and not (only and mix("word-relations", "kept", name) % 100 >= ONLY_HYPERNYM[name[0]]):
-            rows.append((name, word, hint(synset), split_of(word), linked))
+        linked = {relation: found for relation in RELATIONS if (found := tails(graph, name, words, relation))}
+        rows.append((name, word, hint(synset), split_of(word), linked))
+    rows = fitting(rows)
     held = {
         frozenset((word, tail))
         for _, word, _, split, linked in rows
@@ -297,10 +286,34 @@ def choose(graph: Graph, words: dict[str, int]) -> list[Row]:
     kept = []
     for name, word, content, split, linked in rows:
         if split in ("train", "pool"):
-            linked = {r: [t for t in found if frozenset((word, t)) not in held] for r, found in linked.items()}
+            linked = {
+                r: [t for t in found if frozenset((word, t)) not in held] for r, found in linked.items()
+            }
             linked = {relation: found for relation, found in linked.items() if found}
         if linked:
             kept.append((name, word, content, split, linked))
+    return kept
+
+
+def fitting(rows: list[Row]) -> list[Row]:
+    """Heads without the tails that are too rare or too general to be asked for."""
+    heads = Counter(name[0] for name, *_, linked in rows if "hypernym" in linked)
+    count = Counter(
+        (name[0], r, t) for name, *_, linked in rows for r, found in linked.items() for t in found
+    )
+
+    def fits(part: str, relation: str, tail: str) -> bool:
+        times = count[part, relation, tail]
+        if relation == "hypernym":
+            return KINDS_OF <= times <= AT_MOST[part] * heads[part]
+        return relation != "similar" or times >= LIKE
+
+    kept = []
+    for name, word, content, split, linked in rows:
+        chosen = {r: [t for t in found if fits(name[0], r, t)] for r, found in linked.items()}
+        chosen = {relation: found for relation, found in chosen.items() if found}
+        if chosen:
+            kept.append((name, word, content, split, chosen))
     return kept
 
 
@@ -309,7 +322,13 @@ def write(out: Path, graph: Graph, words: dict[str, int], licence: str, source: 
     true = true_pairs(graph, words)
     lines = ",\n".join(
         json.dumps(
-            [name, words[word], " ".join(content), split, {r: [words[t] for t in found] for r, found in linked.items()}],
+            [
+                name,
+                words[word],
+                " ".join(content),
+                split,
+                {r: [words[t] for t in found] for r, found in linked.items()},
+            ],
             separators=(",", ":"),
         )
         for name, word, content, split, linked in rows
@@ -326,8 +345,9 @@ def write(out: Path, graph: Graph, words: dict[str, int], licence: str, source: 
         "source": f"Debian package {source}: WordNet 3.0, Copyright 2006 Princeton University",
         "content": CONTENT,
         "least": LEAST,
-        "chain": CHAIN,
-        "depth": DEPTH,
+        "kinds_of": KINDS_OF,
+        "at_most": AT_MOST,
+        "like": LIKE,
         "shares": SHARES,
         "heads": {s: sum(row[3] == s for row in rows) for s in SHARES},
         "asked": asked,

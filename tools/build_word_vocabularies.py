@@ -5,10 +5,9 @@
 Each is made of the training texts of its task alone. Written to kdzoo_llm/data/files: `tokenizer-<task>.json`
 (Hugging Face tokenizers) and `word-vocabularies-manifest.json` (what they were made of, sizes, sha256).
 
-`word-problems`, `handbook`: a token is a word, a digit or a sign; a space before it belongs to it. Numbers come digit by
-digit, so that every number can be read and written. `told-rule`: the same with whole numbers, all of which its training
-texts hold: a small model learns to add them far sooner. `word-relations`: byte-pair pieces of words, since the heads of
-val and test are words that training never shows.
+`word-problems`, `told-rule`, `handbook`: a token is a word, a number or a sign; a space before it belongs to it. Whole
+numbers are tokens because a small model learns to add them far sooner than digits. `word-relations`: byte-pair pieces of
+words, since the heads of val and test are words that training never shows.
 
 All of them have <pad>, <bos>, <eos>, <sep>, <unk> as numbers 0 to 4, and give back any text they know unchanged.
 """
@@ -29,22 +28,18 @@ from kdzoo_llm.examples import Example
 FILES = Path(__file__).parents[1] / "plugins/llm/src/kdzoo_llm/data/files"
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 SPACE = "▁"  # stands for a space, as in SentencePiece
-PIECES = f"{SPACE}?-->|{SPACE}?@@@|{SPACE}?[A-Za-z]+|{SPACE}?[0-9]|{SPACE}?[^\\sA-Za-z0-9{SPACE}]|{SPACE}"
-WHOLE_NUMBERS = PIECES.replace("[0-9]|", "[0-9]+|")
+PIECES = f"{SPACE}?-->|{SPACE}?@@@|{SPACE}?[A-Za-z]+|{SPACE}?[0-9]+|{SPACE}?[^\\sA-Za-z0-9{SPACE}]|{SPACE}"
+NUMBERS = PIECES.replace("[0-9]|", "[0-9]+|")
+NUMBERS = " ".join(map(str, range(100)))  # a problem's mistaken steps may reach any of them
 BPE_SIZE = 2000
 
 
-def words(texts: Iterable[str], regex: str = PIECES) -> Tokenizer:
+def words(texts: Iterable[str]) -> Tokenizer:
     """A tokenizer whose tokens are the pieces of these texts, in the order of the alphabet."""
-    cut = pre_tokenizers.Sequence([_spaces(), pre_tokenizers.Split(Regex(regex), "isolated")])
+    cut = pre_tokenizers.Sequence([_spaces(), pre_tokenizers.Split(Regex(PIECES), "isolated")])
     found = {piece for text in texts for piece, _ in cut.pre_tokenize_str(text)}
     vocabulary = {token: k for k, token in enumerate((*SPECIAL, *sorted(found)))}
     return _finished(Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")), cut)
-
-
-def words_and_numbers(texts: Iterable[str]) -> Tokenizer:
-    """The same, with numbers as whole tokens."""
-    return words(texts, WHOLE_NUMBERS)
 
 
 def pieces(texts: Iterable[str]) -> Tokenizer:
@@ -80,8 +75,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FILES)
     out = parser.parse_args().out
     sources = {
-        "word-problems": (words, texts(word_problems.examples("train")), "train split"),
-        "told-rule": (words_and_numbers, texts(rules.base_examples("train")), "train split of the base model"),
+        "word-problems": (words, [*texts(word_problems.examples("train")), NUMBERS], "train split, 0 to 99"),
+        "told-rule": (words, texts(rules.base_examples("train")), "train split of the base model"),
         "handbook": (words, texts(handbook.base_examples("train")), "train split of the base model"),
         "word-relations": (pieces, texts(relations.examples("train")), "train split"),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -26,6 +27,7 @@ class Server:
         delay: seconds an answer takes.
         key: what the Authorization header must carry; "": anything goes.
         most: the most requests that were in flight at once.
+        hold_after: from this request on (0: never), answers wait for `released`: a moment at which to kill who asks.
         give: choices an answer may have at most, whatever n says.
         answer: a text in place of the computed one.
     """
@@ -38,7 +40,7 @@ class Server:
         self.faults: deque[str] = deque()
         self.only, self.key, self.answer = "", "", ""
         self.delay, self.flying, self.most, self.give = 0.0, 0, 0, 99
-        self.usage = True
+        self.usage, self.hold_after, self.released = True, 0, threading.Event()
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.http.daemon_threads = True
@@ -53,7 +55,23 @@ class Server:
     def requests(self) -> int:
         return sum(self.asked.values())
 
+    def wait_until_held(self) -> None:
+        """Until `hold_after` requests have arrived."""
+        end = time.monotonic() + 30
+        while self.requests < self.hold_after and time.monotonic() < end:
+            time.sleep(0.002)
+        assert self.requests >= self.hold_after, "too few requests arrived"
+
+    def release(self) -> None:
+        """Let go of what is held, and wait until nobody is being answered any more."""
+        self.hold_after = 0
+        self.released.set()
+        while self.flying:
+            time.sleep(0.002)
+        self.released.clear()
+
     def close(self) -> None:
+        self.released.set()
         self.http.shutdown()
         self.http.server_close()
 
@@ -76,7 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
             server.flying += 1
             server.most = max(server.most, server.flying)
             fault = server.faults.popleft() if server.faults and server.only in prompt else ""
+            held = 0 < server.hold_after <= server.requests
         try:
+            if held:
+                server.released.wait(30)
             if server.delay:
                 time.sleep(server.delay)
             if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
@@ -138,10 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(200, " " * 20, drip=0.1)
         elif fault == "cut":
             self.send(200, '{"choices": [{"message"', length=1000)
-            self.connection.close()
+            self.hang_up()
         elif fault == "hang up":
-            self.close_connection = True
-            self.connection.close()
+            self.hang_up()
         elif fault == "moved":
             self.send(307, "", {"Location": "http://192.0.2.1/v1/chat/completions"})
         elif fault == "html":
@@ -158,6 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(int(fault), json.dumps({"error": f"no: {said} and {said[7:-3]} and {said[::-1]}"}))
         else:
             raise ValueError(fault)
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def send(
         self,

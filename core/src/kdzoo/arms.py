@@ -56,12 +56,14 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
         arms.append(Arm("teacher", None, task.teacher.text, default=True))
     arms.append(Arm("student", None, "the student alone: the task's own loss, no teacher", default=True))
     if isinstance(task.kd, Baseline) and task.kd.method != card.slug:
-        arms.append(Arm(task.kd.method, task.kd.method, "the plain baseline", task.kd.set, default=True))
-    arms.append(Arm(card.slug, card.slug, card.title, default=True))
+        said = _differs(cards.method(task.kd.method))
+        arms.append(Arm(task.kd.method, task.kd.method, "the plain baseline", task.kd.set, default=True, **said))
+    own = _differs(card)
+    arms.append(Arm(card.slug, card.slug, card.title, default=True, **own))
     for name, switch in card.switches.items():
         if not switch.tasks or task.slug in switch.tasks:
             text = f"without {card.components[switch.component].text}"
-            arms.append(Arm(f"{card.slug}.without-{name}", card.slug, text, switch.off, switch.default))
+            arms.append(Arm(f"{card.slug}.without-{name}", card.slug, text, switch.off, switch.default, **own))
     for name, arm in card.arms.items():
         if arm.tasks and task.slug not in arm.tasks:
             continue
@@ -71,8 +73,8 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
             arm.text,
             arm.set,
             arm.default,
-            tuple(arm.differs),
-            arm.why,
+            tuple(dict.fromkeys((*card.differs, *arm.differs))),
+            arm.why or card.why,
             arm.control,
             arm.until,
         )
@@ -84,8 +86,13 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
         for name in claim.arms:
             if name not in known and name in cards.methods and task.slug in cards.methods[name].tasks:
                 known.add(name)
-                arms.append(Arm(name, name, cards.methods[name].title))
+                arms.append(Arm(name, name, cards.methods[name].title, **_differs(cards.methods[name])))
     return {arm.name: arm for arm in arms}
+
+
+def _differs(card: MethodCard) -> dict[str, Any]:
+    """What all arms of a method differ in from the student arm, with the reason."""
+    return {"differs": tuple(card.differs), "why": card.why}
 
 
 CORE_METRICS: dict[str, Better] = {

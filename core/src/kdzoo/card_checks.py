@@ -27,6 +27,8 @@ def method_problems(card: MethodCard) -> list[str]:
     defaults += [name for name, switch in card.switches.items() if switch.default]
     if len(defaults) > 3:
         problems.append(f"{len(defaults)} arms are marked default, at most 3 keep the plain bench short")
+    if card.differs and not card.why:
+        problems.append(f"differs = {card.differs} needs a why")
     for name, arm in card.arms.items():
         if not name.startswith(f"{card.slug}."):
             problems.append(f"arms: {name!r} must begin with '{card.slug}.'")

@@ -21,6 +21,7 @@ from kdzoo.method import Role
 
 Fidelity = Literal["official", "paper", "reconstructed"]
 Scheme = Literal["offline", "online", "self", "study"]
+Differs = Literal["steps", "init", "order", "size"]
 ProfileName = Literal["local", "paper"]
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Scalar]
@@ -76,7 +77,7 @@ class ArmCard(_Card, kw_only=True, frozen=True):
     set: dict[str, Value] = {}
     grid: dict[str, list[Scalar]] = {}
     default: bool = False
-    differs: list[Literal["steps", "init", "order", "size"]] = []
+    differs: list[Differs] = []
     why: str = ""
     control: bool = False
     until: str = ""
@@ -150,9 +151,10 @@ class LayerNeed(_Card, kw_only=True, frozen=True):
 class MethodCard(_Card, kw_only=True, frozen=True):
     """A method: one paper's way to distil.
 
-    `teacher` lists what it uses of a teacher. `needs` says what it cannot do without: an output, and the setting
-    without which (0, false) it is not needed after all, or "" for always. `layers` and `aligns` (what the method itself
-    brings together where the two sides differ) are read by `kdzoo.pairs`.
+    `differs` and `why` hold for all arms of the method: one that serves data of its own trains in another order than the
+    student alone. `teacher` lists what it uses of a teacher. `needs` says what it cannot do without: an output, and the
+    setting without which (0, false) it is not needed after all, or "" for always. `layers` and `aligns` (what the method
+    itself brings together where the two sides differ) are read by `kdzoo.pairs`.
     """
 
     slug: str
@@ -171,6 +173,8 @@ class MethodCard(_Card, kw_only=True, frozen=True):
     fidelity_text: str
     version: int = 1
     couples_batch: bool = False
+    differs: list[Differs] = []
+    why: str = ""
     components: dict[str, Component]
     params: dict[str, Param] = {}
     roles: dict[str, RoleCard] = msgspec.field(default_factory=_default_roles)

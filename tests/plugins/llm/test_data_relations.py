@@ -68,7 +68,12 @@ def test_truth_of_kinds_goes_on_through_steps_and_has_no_circle() -> None:
         for relation, tails in head.tails.items():
             for tail in tails:
                 assert relations.is_true(head.word, relation, tail), (head, relation, tail)
-    for relation, other in (("part_of", "has_part"), ("similar", "similar"), ("antonym", "antonym"), ("attribute",) * 2):
+    for relation, other in (
+        ("part_of", "has_part"),
+        ("similar", "similar"),
+        ("antonym", "antonym"),
+        ("attribute",) * 2,
+    ):
         assert {(t, h) for h, t in graph.true[relation]} == graph.true[other], relation
     for relation, pairs in graph.true.items():
         assert all(h != t for h, t in pairs), relation
@@ -85,7 +90,9 @@ def test_splits_share_no_head_and_join_no_pair_twice() -> None:
                     ours, theirs = ({getattr(head, of) for head in heads[name]} for name in (first, second))
                     assert not ours & theirs
     pairs = {
-        split: {frozenset((h.word, tail)) for h in heads[split] for tails in h.tails.values() for tail in tails}
+        split: {
+            frozenset((h.word, tail)) for h in heads[split] for tails in h.tails.values() for tail in tails
+        }
         for split in relations.SPLITS
     }
     assert not (pairs["train"] | pairs["pool"]) & (pairs["val"] | pairs["test"])
@@ -109,7 +116,7 @@ def test_examples_ask_for_a_relation_of_their_head() -> None:
 
 
 def test_too_general_kinds_are_no_answers() -> None:
-    """"entity" is true of every noun: a student that says nothing else would be accepted always."""
+    """ "entity" is true of every noun: a student that says nothing else would be accepted always."""
     every = [row for split in relations.SPLITS for row in relations.examples(split)]
     answers = {row.answer for row in every if row.facts["relation"] == "hypernym"}
     assert not answers & {"entity", "abstraction", "whole"}
@@ -154,7 +161,13 @@ def test_a_corrupt_file_names_file_hashes_and_remedy(tmp_path: Path, name: str) 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(KdzooError) as caught:
         relations.examples("train", tmp_path)
-    for part in (name, expected, hashlib.sha256(content).hexdigest(), "Reinstall kdzoo-llm", "build_relations.py"):
+    for part in (
+        name,
+        expected,
+        hashlib.sha256(content).hexdigest(),
+        "Reinstall kdzoo-llm",
+        "build_relations.py",
+    ):
         assert part in str(caught.value)
 
 
@@ -162,7 +175,11 @@ def test_missing_files_and_manifests_of_another_form(tmp_path: Path) -> None:
     """No traceback of json or numpy for a half-copied installation."""
     with pytest.raises(KdzooError, match=r"relations-manifest\.json cannot be read"):
         relations.examples("val", tmp_path)
-    for text, message in (("{", "not valid JSON"), ("[]", "lacks sha256"), ('{"sha256": {}}', r"lacks the sha256 of")):
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "lacks sha256"),
+        ('{"sha256": {}}', r"lacks the sha256 of"),
+    ):
         (tmp_path / "relations-manifest.json").write_text(text)
         relations.read.cache_clear()
         with pytest.raises(KdzooError, match=message):

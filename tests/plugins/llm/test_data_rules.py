@@ -36,7 +36,7 @@ def test_students_never_read_the_rule_and_teachers_do() -> None:
     for split in rules.SPLITS:
         for example in rules.examples(split):
             assert re.fullmatch(r"\d+ @@@ \d+ =", example.prompt)
-            assert example.facts["teacher_prompt"] == f"rule: a @@@ b = a + b + 7. {example.prompt}"
+            assert rules.teacher_prompt(example) == f"rule: a @@@ b = a + b + 7. {example.prompt}"
 
 
 def test_inputs_are_disjoint_and_shots_are_small() -> None:
@@ -57,7 +57,9 @@ def test_inputs_are_disjoint_and_shots_are_small() -> None:
 
 def test_a_base_model_never_meets_the_rule_of_the_task() -> None:
     """A rule met in training is known without being told: the student's baseline would rise for the wrong reason."""
-    told = {split: {example.facts["rule"] for example in rules.base_examples(split)} for split in rules.BASE_SIZES}
+    told = {
+        split: {example.facts["rule"] for example in rules.base_examples(split)} for split in rules.BASE_SIZES
+    }
     assert rules.TARGET in rules.new_rules()
     assert not set(rules.new_rules()) & set(rules.base_rules())
     assert told["train"] == {rule.text for rule in rules.base_rules()}
@@ -103,7 +105,7 @@ def test_content_is_the_same_everywhere() -> None:
 
 
 def test_answers_are_judged_whole() -> None:
-    """"22 and more" or "2" must not pass for 22."""
+    """ "22 and more" or "2" must not pass for 22."""
     example = rules.examples("val")[0]
     value = example.facts["value"]
     assert rules.follows(f" {value}", example)

@@ -60,7 +60,8 @@ def test_splits_share_no_numbers_and_no_question() -> None:
     """Numbers met in training would turn reasoning into recall."""
     assert {split: len(wp.examples(split)) for split in wp.SPLITS} == wp.SIZES
     numbers = {
-        split: {tuple(example.facts["numbers"].values()) for example in wp.examples(split)} for split in wp.SPLITS
+        split: {tuple(example.facts["numbers"].values()) for example in wp.examples(split)}
+        for split in wp.SPLITS
     }
     for first in wp.SPLITS:
         prompts = [example.prompt for example in wp.examples(first)]

@@ -13,9 +13,12 @@ from kdzoo_segmentation.engine import fit
 
 class TestContract(MethodContract):
     plugin = "segmentation"
+    rows = 16
     # A net of three steps is sure of nothing: without a threshold there are pseudo labels to switch off.
     settings: ClassVar[Mapping[str, Sequence[str]]] = {
-        "scenes-incremental": ("student=deeplabv3-r18-xxs", "threshold=0.0")
+        "brain-slices": ("batch=4",),
+        "emoji-scenes": ("batch=4",),
+        "scenes-incremental": ("student=deeplabv3-r18-xxs", "threshold=0.0", "batch=4"),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from kdzoo.errors import KdzooError
 from kdzoo.losses.divergences import kl_divergence
 from kdzoo.plan import Request, make_plan
 from kdzoo.runs import Run
-from kdzoo.testing.subject import Subject, backward, terms_of
+from kdzoo.testing.subject import Subject, backward, few_evaluated, terms_of
 from kdzoo_segmentation.label_input import (
     code_table,
     label_channel,
@@ -167,8 +167,15 @@ def test_losses_in_bfloat16() -> None:
 
 
 @pytest.fixture
-def subject(kdzoo_subject: Callable[..., Subject]) -> Subject:
-    return kdzoo_subject("lad", TASK, ("batch=2", "labelled=8"), 4)
+def subject_of(kdzoo_subject: Callable[..., Subject]) -> Iterator[Callable[[str], Subject]]:
+    """The method on few images, with a student by its name."""
+    with few_evaluated(8):
+        yield lambda student: kdzoo_subject("lad", TASK, ("batch=2", "labelled=8", f"student={student}"), 4)
+
+
+@pytest.fixture
+def subject(subject_of: Callable[[str], Subject]) -> Subject:
+    return subject_of("fcn-r18-xxs")
 
 
 def opened(subject: Subject, stage: str, arm: str = "lad") -> Run:
@@ -310,19 +317,21 @@ def test_each_loss_is_the_one_it_is_called(subject: Subject) -> None:
         return terms_of(run)["lad"], run.cfg.lad_weight * wanted
 
     for loss in ("cwd", "pixel-kl", "dist"):
-        found, wanted = subject.look(look, set=(f"loss={loss}", "label_init=0.0001"))
+        found, wanted = subject.look(look, set=(f"loss={loss}",))
         assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
 
 
-def test_auxiliary_heads_of_the_student_have_a_weight_of_their_own(subject: Subject) -> None:
+def test_auxiliary_heads_of_the_student_have_a_weight_of_their_own(
+    subject_of: Callable[[str], Subject],
+) -> None:
     """0.4 of the task and 0.02 of the method together, or the task's alone."""
-    aux = "student=fcn-r18-xs-aux"
-    terms, run = looked(subject, "lad", aux)
+    subject = subject_of("fcn-r18-xs-aux")
+    terms, run = looked(subject, "lad")
     assert run.batch is not None
-    plain, _ = looked(subject, "lad", aux, "auxiliary_weight=0")
+    plain, _ = looked(subject, "lad", "auxiliary_weight=0")
     assert "auxiliary" not in plain
     assert terms["task"] == pytest.approx(plain["task"], rel=1e-5)
-    double, _ = looked(subject, "lad", aux, "auxiliary_weight=0.04")
+    double, _ = looked(subject, "lad", "auxiliary_weight=0.04")
     assert double["auxiliary"] == pytest.approx(2 * terms["auxiliary"], rel=1e-5)
     assert 0.5 * math.log(8) < terms["auxiliary"] / 0.02 < 3 * math.log(8)  # a cross-entropy of eight classes
 

@@ -68,7 +68,8 @@ class EndpointSpeaker:
         count: Callable[[str], int] | None = None,
     ) -> None:
         import_httpx()
-        self.endpoint, self.store, self._count = endpoint, store or AnswerStore(), count
+        self.endpoint, self._count = endpoint, count
+        self.store = AnswerStore() if store is None else store
         self._key = Key(endpoint.key_env)
         self._transport = Transport(endpoint, self._key)
         self._stripes = [threading.Lock() for _ in range(_STRIPES)]

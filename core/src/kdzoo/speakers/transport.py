@@ -104,6 +104,7 @@ class Transport:
             KdzooError: there is no sense in going on; the message says what to do.
             Cancelled: `stop` was set.
         """
+        self._open()  # before the first turn: reading certificates takes a tenth of a second
         tries = 0
         while True:
             self._pace.wait(stop)

@@ -1,4 +1,4 @@
-"""A handbook that is read, then known by heart (task `handbook`): the setting of Prompt Distillation (arXiv 2412.14964).
+"""A handbook that is read, then known by heart (task `handbook`): what Prompt Distillation is for (arXiv 2412.14964).
 
 A page tells three things each of two machines with invented names. The base model has learned to answer questions about
 a page in its prompt (`base_examples`), on pages whose facts are drawn anew every time, so it knows how to read and none
@@ -36,13 +36,11 @@ MACHINES, TOLD = 2, 3  # a page: so many machines, so many things told about eac
 WORDINGS = {"train": (0, 1), "pool": (2, 3, 4), "val": (5,), "test": (6,)}
 """Split -> places in a relation's questions."""
 
-NAMES = (
-    "Velm", "Torin", "Arba", "Quist", "Nolpa", "Fenra", "Dulo", "Mirk", "Sarto", "Pelda", "Gruno", "Hesk", "Ilmo", "Jarn",
-    "Kelto", "Lurba", "Ostin", "Rimpa", "Tasko", "Ubra", "Wendo", "Yolt", "Zarn", "Belk", "Corvi", "Drema", "Elbu", "Fosk",
-    "Gilta", "Hurno", "Irpa", "Jelto", "Krim", "Lodra", "Mesto", "Nurk", "Orbal", "Prent", "Ruska", "Silmo",
-)  # fmt: skip
-
-
+NAMES = tuple(
+    """Velm Torin Arba Quist Nolpa Fenra Dulo Mirk Sarto Pelda Gruno Hesk Ilmo Jarn
+    Kelto Lurba Ostin Rimpa Tasko Ubra Wendo Yolt Zarn Belk Corvi Drema Elbu Fosk
+    Gilta Hurno Irpa Jelto Krim Lodra Mesto Nurk Orbal Prent Ruska Silmo""".split()
+)
 @dataclass(frozen=True, slots=True)
 class Relation:
     """One kind of fact: how it is told, how it is asked for (by split, see `WORDINGS`), what it may be."""

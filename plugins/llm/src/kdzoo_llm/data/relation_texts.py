@@ -1,17 +1,16 @@
-"""What the teacher of `word-relations` has read: many statements about words, some of them wrong, and lists of questions.
+"""What the teacher of `word-relations` has read: statements about words, some of them wrong, and lists of questions.
 
-    statement   dog (member genus canis) is a kind of            -> animal
-    with shots  cat (feline mammal) is a kind of animal dog (member genus canis) is a kind of    -> animal
+    statement   dog (member genus canis) is a kind of    -> animal
     list        cat (feline mammal) is a kind of to run (move fast) leads to    -> dog (member genus canis) is a kind of
 
 A question is a head with the phrase of a relation. The statements are about the heads of train and pool, none about
 those of val and test. Wrong ones come about in the four ways of `kdzoo_llm.data.relations.WRONG`. All of it is a
-function of a share and of counts, by seeded numbers.
+function of a share and a count, by seeded numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from functools import cache
 
 from kdzoo.rng import mix
@@ -20,15 +19,17 @@ from kdzoo_llm.data.word_problems import draws
 from kdzoo_llm.examples import Example
 
 READ = ("train", "pool")
-WITH_SHOTS = 3
-"""One of so many statements stands behind others about the same relation."""
+_QUESTION = re.compile(
+    rf"(to )?([^()]+) \(([^()]+)\) ({'|'.join(map(re.escape, relations.RELATIONS.values()))})"
+)
+_RELATION = {phrase: relation for relation, phrase in relations.RELATIONS.items()}
 
 
 def statements(errors: float) -> list[Example]:
     """Right and wrong statements about the heads of train and pool, in the order of the data.
 
     Args:
-        errors: share of the wrong statements that are kept, of about one a question; 0 to 1.
+        errors: share of the wrong statements that are kept, of at most one a question; 0 to 1.
 
     Returns:
         Examples whose answer is a tail; facts: `relation`, `true`.
@@ -36,68 +37,49 @@ def statements(errors: float) -> list[Example]:
     found = []
     for split in READ:
         for example in relations.examples(split):
-            tails = [example.answer] if split == "train" else example.facts["tails"]
-            found += [(example.prompt, tail, example.facts["relation"], True) for tail in tails]
+            found.append((example.prompt, example.answer, example.facts["relation"], True))
         found += [
             (one.prompt, one.tail, one.relation, False)
             for one in relations.judged(split)
-            if not one.valid and _share("errors", one.prompt, one.tail) < errors
+            if not one.valid and mix("word-relations", "errors", one.prompt, one.tail) < errors * 2.0**63
         ]
     return [
-        Example(f"read/{place}", prompt, tail, {"relation": relation, "true": true})
+        Example(f"said/{place}", prompt, tail, {"relation": relation, "true": true})
         for place, (prompt, tail, relation, true) in enumerate(found)
     ]
 
 
-def questions(split: str) -> list[Example]:
-    """One a head and relation, its prompt as it is asked; the answer is empty."""
-    unique = {example.prompt: example for example in relations.examples(split)}
-    return [
-        Example(f"asked/{prompt}", prompt, "", {"relation": example.facts["relation"]})
-        for prompt, example in unique.items()
-    ]
+def questions(split: str) -> list[str]:
+    """The prompts of a split, each once, in its order."""
+    return list(dict.fromkeys(example.prompt for example in relations.examples(split)))
 
 
-def reading(errors: float, shots: int, listed: int) -> list[Example]:
-    """All that the teacher reads.
+def question(text: str) -> tuple[str, str] | None:
+    """(word, relation) of a question as `relations.prompt_of` writes it, or None where a text is none."""
+    parts = _QUESTION.fullmatch(text)
+    return (parts[2], _RELATION[parts[4]]) if parts else None
+
+
+def lists(listed: int) -> list[Example]:
+    """Questions about the heads of train, and what comes next: each question of train and pool once.
 
     Args:
-        errors: as in `statements`.
-        shots: statements before one that has some.
-        listed: questions that stand in a list before the next one.
-
-    Returns:
-        Statements, every third behind `shots` others about the same relation; then lists, one for each question.
+        listed: questions that stand before it.
     """
-    return list(_reading(float(errors), int(shots), int(listed)))
+    seeds, found = questions("train"), []
+    for split in READ:
+        for answer in questions(split):
+            draw = draws(mix("word-relations", "listed", answer))
+            before = [seeds[draw(0, len(seeds) - 1)] for _ in range(listed)]
+            found.append(Example(f"listed/{len(found)}", " ".join(before), answer))
+    return found
+
+
+def reading(errors: float, listed: int) -> list[Example]:
+    """All that the teacher reads: `statements`, then `lists`."""
+    return list(_reading(float(errors), int(listed)))
 
 
 @cache
-def _reading(errors: float, shots: int, listed: int) -> tuple[Example, ...]:
-    found = []
-    said = statements(errors)
-    alike: dict[str, list[Example]] = {}
-    for one in said:
-        alike.setdefault(one.facts["relation"], []).append(one)
-    for place, one in enumerate(said):
-        prompt = one.prompt
-        if shots and place % WITH_SHOTS == 0:
-            chosen = _drawn(alike[one.facts["relation"]], shots, "shots", one.id)
-            prompt = " ".join([*(f"{shot.prompt} {shot.answer}" for shot in chosen), prompt])
-        found.append(Example(one.id, prompt, one.answer, one.facts))
-    seeds = questions("train")
-    for split in READ:
-        for one in questions(split):
-            before = _drawn(seeds, listed, "listed", one.id)
-            found.append(Example(one.id, " ".join(seed.prompt for seed in before), one.prompt, one.facts))
-    return tuple(found)
-
-
-def _drawn(items: Sequence[Example], count: int, *key: str) -> list[Example]:
-    draw = draws(mix("word-relations", *key))
-    return [items[draw(0, len(items) - 1)] for _ in range(count)]
-
-
-def _share(*key: str) -> float:
-    """A number in [0, 1) that belongs to a key."""
-    return mix("word-relations", *key) / 2.0**63
+def _reading(errors: float, listed: int) -> tuple[Example, ...]:
+    return (*statements(errors), *lists(listed))

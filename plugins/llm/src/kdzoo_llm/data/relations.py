@@ -50,7 +50,7 @@ RELATIONS: Mapping[str, str] = MappingProxyType(
 """Relation -> how a prompt puts it. attribute joins a quality with its values, either way round."""
 
 WRONG = ("sibling", "other relation", "reversed", "frequent")
-"""How a false triple comes about: the tail of a head with a tail in common; a tail of the same head in another relation;
+"""How a false triple comes about: the word of a head with a tail in common; a tail of the same head in another relation;
 head and tail exchanged; a tail that is frequent in this relation of this part of speech."""
 
 
@@ -207,7 +207,9 @@ class _Mistakes:
         for head in heads:
             self.by_word.setdefault(head.word, head)
             for relation, tails in head.tails.items():
-                self.frequent.setdefault((head.part, relation), []).append(tails[0])  # drawn as often as it occurs
+                self.frequent.setdefault((head.part, relation), []).append(
+                    tails[0]
+                )  # drawn as often as it occurs
                 for tail in tails:
                     self.with_tail.setdefault((relation, tail), []).append(head)
 
@@ -253,7 +255,9 @@ def read(folder: Path = FILES) -> Graph:
     words = tuple(table["words"])
     found = []
     for synset, word, hint, split, tails in table["heads"]:
-        linked = {relation: tuple(words[k] for k in tails[relation]) for relation in RELATIONS if relation in tails}
+        linked = {
+            relation: tuple(words[k] for k in tails[relation]) for relation in RELATIONS if relation in tails
+        }
         found.append(Head(synset, words[word], tuple(hint.split()), split, MappingProxyType(linked)))
     with np.load(io.BytesIO(content[names[1]]), allow_pickle=False) as arrays:
         true = {relation: frozenset(map(tuple, arrays[relation].tolist())) for relation in RELATIONS}

@@ -27,13 +27,13 @@ from kdzoo_llm.examples import Example
 
 SIGN = "@@@"
 FORMS = ("a + b + k", "a + k", "b + k")
-LARGEST_K = 20
+LARGEST_K = 10
 NEW = 5  # one constant in so many, of each form, is left out of what a base model reads
-SMALL, LARGEST = 14, 29  # largest number of an in-domain input, and of any input
+SMALL, LARGEST = 12, 24  # largest number of an in-domain input, and of any input
 
 SPLITS = ("train", "pool", "val", "test")
-SHARES = {"train": 28, "pool": 27, "val": 15, "test": 30}  # percent of the input pairs
-MOST_SHOTS = 64
+SHARES = {"train": 26, "pool": 24, "val": 15, "test": 35}  # percent of the input pairs
+MOST_SHOTS = 40
 BASE_SIZES = {"train": 30_000, "val": 400, "new": 400}
 BASE_VAL = 5  # percent of (rule, question) that a base model's train split leaves to its val split
 
@@ -129,6 +129,12 @@ def _row(name: str, rule: Rule, pair: tuple[int, int]) -> Example:
     return Example(name, prompt, said(value), {**facts, "teacher_prompt": f"{rule.text} {prompt}"})
 
 
+def teacher_prompt(example: Example) -> str:
+    """What the teacher reads: the rule and the prompt."""
+    text: str = example.facts["teacher_prompt"]
+    return text
+
+
 def base_examples(split: str) -> list[Example]:
     """What makes a base model that follows a rule in its prompt.
 
@@ -155,8 +161,9 @@ def _base_examples(split: str) -> tuple[Example, ...]:
         draw = draws(mix("told-rule", "base", split, number))
         rule = source[draw(0, len(source) - 1)]
         name = f"base-{split}/{number}"
+        limit = (SMALL, LARGEST)[draw(0, 1)]  # small numbers first: they teach what the larger ones need
         while True:
-            row = _row(name, rule, (draw(0, LARGEST), draw(0, LARGEST)))
+            row = _row(name, rule, (draw(0, limit), draw(0, limit)))
             held = mix("told-rule", "base", row.facts["teacher_prompt"]) % 100 < BASE_VAL
             if split == "new" or held == (split == "val"):
                 break

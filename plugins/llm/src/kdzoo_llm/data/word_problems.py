@@ -29,7 +29,7 @@ SIZES = {"train": 600, "pool": 4000, "val": 400, "test": 600}
 SPLITS = tuple(SIZES)
 SHARES = {"train": 15, "pool": 60, "val": 10, "test": 15}  # percent of the number tuples
 UNSEEN_SHARE = 20  # percent of val and test
-LARGEST = 99  # of all numbers that occur: two digits
+LARGEST = 50  # of all numbers that occur
 ARROW = "-->"
 STYLES = ("bare", "ordered", "joined")
 
@@ -40,7 +40,7 @@ THINGS = (
 
 Draw = Callable[[int, int], int]
 Step = tuple[str, str, str]
-"""(left, sign, right): a letter names a number of the problem, a digit the result of an earlier step, "=2" a constant."""
+"""(left, sign, right): a letter names a number of the problem, a digit an earlier step's result, "=2" a constant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Template:
 
 _HAVE = "How many {thing} does {who} have now?"
 _TOGETHER = "How many {thing} do they have together?"
-_MANY, _SOME, _FEW = (8, 40), (2, 15), (2, 9)
+_MANY, _SOME, _FEW = (6, 24), (2, 9), (2, 5)
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
     {
         "gift": Template(
@@ -74,7 +74,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "boxes": Template(
             f"{{who}} buys {{a}} boxes with {{b}} {{thing}} each. Then {{who}} gives {{c}} to {{other}}. {_HAVE}",
             (("a", "*", "b"), ("0", "-", "c")),
-            {"a": _FEW, "b": _FEW, "c": _SOME},
+            {"a": _FEW, "b": _SOME, "c": _FEW},
         ),
         "more": Template(
             f"{{who}} has {{a}} {{thing}}. {{other}} has {{b}} more than {{who}}. {_TOGETHER}",
@@ -96,22 +96,24 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "bags": Template(
             f"{{who}} packs {{a}} bags with {{b}} {{thing}} each. {{other}} packs {{c}} {{thing}}. {_TOGETHER}",
             (("a", "*", "b"), ("0", "+", "c")),
-            {"a": _FEW, "b": _FEW, "c": _SOME},
+            {"a": _FEW, "b": _SOME, "c": _FEW},
         ),
         "both": Template(
-            "{who} buys {a} boxes with {b} {thing} each. {other} buys {c} boxes with {d} {thing} each. " + _TOGETHER,
+            "{who} buys {a} boxes with {b} {thing} each. {other} buys {c} boxes with {d} {thing} each. "
+            + _TOGETHER,
             (("a", "*", "b"), ("c", "*", "d"), ("0", "+", "1")),
-            {"a": (2, 6), "b": _FEW, "c": (2, 6), "d": _FEW},
+            {"a": _FEW, "b": _FEW, "c": _FEW, "d": _FEW},
         ),
         "market": Template(
-            "{who} has {a} {thing}. {who} sells {b} and then {c} more. Then {other} gives {who} {d}. " + _HAVE,
+            "{who} has {a} {thing}. {who} sells {b} and then {c} more. Then {other} gives {who} {d}. "
+            + _HAVE,
             (("a", "-", "b"), ("0", "-", "c"), ("1", "+", "d")),
             {"a": _MANY, "b": _FEW, "c": _FEW, "d": _SOME},
         ),
         "twice": Template(
             f"{{who}} has {{a}} {{thing}}. {{other}} has twice as many. Then {{who}} loses {{b}}. {_TOGETHER}",
             (("a", "*", "=2"), ("a", "-", "b"), ("0", "+", "1")),
-            {"a": (6, 30), "b": _FEW},
+            {"a": (6, 16), "b": _FEW},
         ),
         "friend": Template(
             "{who} has {a} {thing} and {other} has {b}. They give {c} to a friend. " + _TOGETHER,
@@ -126,7 +128,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "packs": Template(
             f"{{who}} packs {{a}} bags with {{b}} {{thing}} each. Then {{who}} loses {{c}}. {_HAVE}",
             (("a", "*", "b"), ("0", "-", "c")),
-            {"a": _FEW, "b": _FEW, "c": _SOME},
+            {"a": _FEW, "b": _SOME, "c": _FEW},
         ),
         "sells": Template(
             f"{{who}} has {{a}} {{thing}} and sells {{b}}. {{other}} has {{c}} {{thing}}. {_TOGETHER}",
@@ -136,7 +138,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "stock": Template(
             "{who} buys {a} boxes with {b} {thing} each and finds {c} more. Then {who} sells {d}. " + _HAVE,
             (("a", "*", "b"), ("0", "+", "c"), ("1", "-", "d")),
-            {"a": _FEW, "b": _FEW, "c": _SOME, "d": _FEW},
+            {"a": _FEW, "b": _SOME, "c": _FEW, "d": _FEW},
         ),
     }
 )
@@ -176,7 +178,7 @@ def _examples(split: str) -> tuple[Example, ...]:
 
 
 def _problems(split: str) -> Iterator[Example]:
-    """Problems without end; a draw whose numbers belong to another split, or leave 1..99, is left out."""
+    """Problems without end; numbers that belong to another split, or leave 1..`LARGEST`, are drawn again."""
     seen = [name for name in TEMPLATES if name not in UNSEEN]
     number = 0
     for place in range(1 << 30):
@@ -236,7 +238,7 @@ def split_of(numbers: Sequence[int]) -> str:
 
 
 def _numbers(template: Template, draw: Draw) -> dict[str, int] | None:
-    """Numbers for a template, None where a step leaves 1..99."""
+    """Numbers for a template, None where a step leaves 1..`LARGEST`."""
     numbers = {letter: draw(*limits) for letter, limits in template.ranges.items()}
     if template.whole is not None:
         letter, other, divisor = template.whole
@@ -383,12 +385,13 @@ def _mistaken(example: Example, draw: Draw) -> list[Equation]:
     found: list[Equation] = []
     for place, step in enumerate(template.steps):
         left, sign, second, result = _compute(step, numbers, [row[3] for row in found])
-        if place == where and kind == 0:
-            result = _off(result, draw)
         if place == where and kind == 1:
             sign = "-" if sign in "+*" else "+"
+        if sign == "-":  # a mistaken step may make the next one negative
             left, second = max(left, second), min(left, second)
-            result = calculate(left, sign, second)
+        result = calculate(left, sign, second)
+        if place == where and kind == 0:
+            result = _off(result, draw)
         found.append((left, sign, second, result))
     return found
 
