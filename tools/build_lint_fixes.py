@@ -46,7 +46,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 
 def text_of(explanation: str, heading: str) -> str:
     """A section's first paragraph, on one line."""
-    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^\s*$|\Z)", explanation, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## {re.escape(heading)}\n+(.*?)(?=^\s*$|\Z)", explanation, re.MULTILINE | re.DOTALL)
     return " ".join(found[1].split()) if found else ""
 
 

@@ -6,8 +6,8 @@ Each is made of the training texts of its task alone. Written to kdzoo_llm/data/
 (Hugging Face tokenizers) and `word-vocabularies-manifest.json` (what they were made of, sizes, sha256).
 
 `word-problems`, `told-rule`, `handbook`: a token is a word, a number or a sign; a space before it belongs to it. Whole
-numbers are tokens because a small model learns to add them far sooner than digits. `word-relations`: byte-pair pieces of
-words, since the heads of val and test are words that training never shows.
+numbers are tokens because a small model learns to add them far sooner than digits. `word-relations`: byte-pair pieces
+of words, since the heads of val and test are words that training never shows.
 
 All of them have <pad>, <bos>, <eos>, <sep>, <unk> as numbers 0 to 4, and give back any text they know unchanged.
 """

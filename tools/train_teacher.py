@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of the task")
     parser.add_argument("--out", type=Path, help="default: data/files of the task's plugin")
     given = parser.parse_args()
 
@@ -68,7 +69,7 @@ def main() -> None:
             arms="student",
             seeds=1,
             first_seed=given.seed,
-            set=tuple(f"{key}={value}" for key, value in settings.items()),
+            set=(*(f"{key}={value}" for key, value in settings.items()), *given.set),
         )
     )
     fit = next(spec for spec in plan.runs[("student", given.seed)] if spec.stage.name == "fit")
@@ -86,14 +87,15 @@ def main() -> None:
             "grow too large. Choose a smaller model."
         )
     path = out / f"{given.task}-teacher.safetensors"
-    options = vars(given).items()
+    options = [(key, value) for key, value in vars(given).items() if key not in ("task", "out", "set")]
     command = f"python tools/train_teacher.py {given.task}" + "".join(
-        f" --{key.replace('_', '-')} {value}" for key, value in options if key not in ("task", "out")
+        f" --{key.replace('_', '-')} {value}" for key, value in [*options, *(("set", one) for one in given.set)]
     )
     info = {
         "command": command,
         "task": given.task,
         **settings,
+        **({"set": given.set} if given.set else {}),
         "seed": given.seed,
         "parameters": sum(value.numel() for value in load_file(weights).values()),
         "val": {name: curve[-1][1] for name, curve in made["curves"].items() if name.startswith("val/")},

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdzoo.losses import divergences
+from kdzoo.losses.bounded import skew_kl, skew_reverse_kl, total_variation
 from kdzoo.losses.divergences import entropy, js_divergence, kl_divergence, reverse_kl, soft_cross_entropy
 
 INF = math.inf
@@ -20,7 +21,15 @@ def js(student: Tensor, teacher: Tensor, **settings: object) -> Tensor:
     return js_divergence(student, teacher, beta=0.3, **settings)
 
 
-DIVERGENCES = [kl_divergence, reverse_kl, js]
+def skew(student: Tensor, teacher: Tensor, **settings: object) -> Tensor:
+    return skew_kl(student, teacher, alpha=0.2, **settings)
+
+
+def skew_reverse(student: Tensor, teacher: Tensor, **settings: object) -> Tensor:
+    return skew_reverse_kl(student, teacher, alpha=0.2, **settings)
+
+
+DIVERGENCES = [kl_divergence, reverse_kl, js, skew, skew_reverse, total_variation]
 ALL = [*DIVERGENCES, soft_cross_entropy]
 
 
@@ -48,6 +57,12 @@ def loop(name: Divergence, student: list[float], teacher: list[float], t_s: floa
     if name is js:
         m = [0.3 * a + 0.7 * b for a, b in zip(p, q, strict=True)]
         return 0.3 * loop_kl(p, m) + 0.7 * loop_kl(q, m)
+    if name is skew:
+        return loop_kl(p, [0.2 * a + 0.8 * b for a, b in zip(p, q, strict=True)])
+    if name is skew_reverse:
+        return loop_kl(q, [0.8 * a + 0.2 * b for a, b in zip(p, q, strict=True)])
+    if name is total_variation:
+        return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2
     return -sum(a * math.log(b) for a, b in zip(p, q, strict=True) if a > 0.0)
 
 
@@ -59,7 +74,7 @@ def pair(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tupl
 
 @pytest.fixture(params=["plain", "chunked"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both forms of kl_divergence must pass every test: the size alone decides which one runs."""
+    """Both forms of a divergence must pass every test: the size alone decides which one runs."""
     monkeypatch.setattr(divergences, "SMALL", -1 if request.param == "chunked" else 1 << 17)
     return request.param
 

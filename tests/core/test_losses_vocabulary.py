@@ -1,7 +1,8 @@
-"""The chunked KL: chunking, layouts and memory; its formula is tested with the divergences."""
+"""The chunked divergences: chunking, layouts and memory; their formulas are tested with the divergences."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdzoo.losses.vocabulary import accumulation_dtype, chunked_kl
+from kdzoo.losses.chunk_forms import (
+    KL,
+    Form,
+    JensenShannon,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
+from kdzoo.losses.vocabulary import accumulation_dtype, chunked, chunked_kl
+
+FORMS = [KL(), ReverseKL(), JensenShannon(0.3), SkewKL(0.2), SkewReverseKL(0.2), TotalVariation()]
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -40,6 +52,70 @@ def test_chunk_size_does_not_matter(shape: tuple[int, ...], axis: int, chunk: in
     got = chunked_kl(student, teacher, temperature=temperature, axis=axis, mask=mask, chunk=chunk)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad((got * weights).sum(), student)[0], gradient)
+
+
+def divergence(form: Form, student: Tensor, teacher: Tensor) -> Tensor:
+    """The formula from probabilities, class axis 1, T = 1."""
+    q, p = student.softmax(1), teacher.softmax(1)
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a / b).log()).sum(1)
+
+    match form:
+        case KL():
+            return kl(p, q)
+        case ReverseKL():
+            return kl(q, p)
+        case JensenShannon():
+            m = form.beta * p + (1 - form.beta) * q
+            return form.beta * kl(p, m) + (1 - form.beta) * kl(q, m)
+        case SkewKL():
+            return kl(p, form.alpha * p + (1 - form.alpha) * q)
+        case SkewReverseKL():
+            return kl(q, (1 - form.alpha) * p + form.alpha * q)
+    return (p - q).abs().sum(1) / 2
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+@pytest.mark.parametrize(("shape", "chunk"), [((5, 7), 1), ((5, 7), 20), ((5, 7), 10_000), ((3, 4, 6), 13)])
+def test_every_form_in_every_chunk(form: Form, shape: tuple[int, ...], chunk: int) -> None:
+    """A form that reads what the chunk before left in a buffer, or writes into the caller's logits."""
+    student, teacher = pair(*shape)
+    before = student.detach().clone(), teacher.clone()
+    want = divergence(form, student, teacher)
+    weights = torch.randn(want.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    (gradient,) = torch.autograd.grad((want * weights).sum(), student)
+    mask = weights > -0.5
+    for kept in (None, mask):
+        got = chunked(form, student, teacher, temperature=(1.0, 1.0), axis=1, mask=kept, chunk=chunk)
+        counts = torch.ones_like(mask) if kept is None else kept
+        torch.testing.assert_close(got, want * counts)
+        (found,) = torch.autograd.grad((got * weights).sum(), student)
+        torch.testing.assert_close(found, gradient * counts.unsqueeze(1))
+    assert torch.equal(student.detach(), before[0])
+    assert torch.equal(teacher, before[1])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+def test_every_form_is_exactly_zero_at_equality(form: Form) -> None:
+    """Rounding noise that moves a student who already is the teacher."""
+    _, teacher = pair(5, 999)
+    student = teacher.float().requires_grad_()
+    loss = chunked(form, student, teacher.float(), temperature=(3.0, 3.0), axis=1, chunk=2000)
+    loss.sum().backward()
+    assert loss.tolist() == [0.0] * 5
+    assert not bool(student.grad.any())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+def test_a_row_of_hidden_tokens_only(form: Form) -> None:
+    """An empty walk: no item counts, so value and gradient are 0, NaN or not."""
+    student = torch.full((3, 6), torch.nan, requires_grad=True)
+    hidden = torch.zeros(3, dtype=torch.bool)
+    loss = chunked(form, student, student.detach(), temperature=(1.0, 1.0), axis=1, mask=hidden)
+    loss.sum().backward()
+    assert loss.tolist() == [0.0] * 3
+    assert not bool(student.grad.any())
 
 
 @pytest.mark.parametrize("which", ["student", "teacher", "both"])
@@ -153,3 +229,55 @@ def test_peak_memory(request: pytest.FixtureRequest) -> None:
         [sys.executable, "-c", MEASURE.format(folder=folder)], capture_output=True, text=True, check=True
     )
     assert 0.9 < float(out.stdout) < 2.1  # at least the gradient: a lower figure would mean a broken meter
+
+
+MEASURE_OTHERS = """
+import sys, torch
+sys.path.insert(0, {folder!r})
+from logit_losses import peak_bytes
+from kdzoo.losses.chunk_forms import KL
+from kdzoo.losses.divergences import js_divergence
+from kdzoo.losses.fused_head import Head, head_loss
+from kdzoo.losses.top_k import top_k_kl
+from kdzoo.losses.transport import sorted_transport
+from kdzoo.top_k import compress
+torch.set_num_threads(1)
+plain = {{"temperature": 1.0, "reduction": "sum"}}
+def pair(n):
+    return torch.randn(n, 50_000).requires_grad_(), torch.randn(n, 50_000)
+def jsd(n):
+    student, teacher = pair(n)
+    return lambda: js_divergence(student, teacher, beta=0.5, axis=-1, **plain)
+def top_k(n):
+    student, teacher = pair(n)
+    kept = compress(teacher, 8)
+    return lambda: top_k_kl(student, kept, policy="spread", **plain)
+def transport(n):
+    student, teacher = pair(n)
+    return lambda: sorted_transport(student, teacher, axis=-1, **plain)
+def head(n):
+    ours = Head(torch.randn(8 * n, 16).requires_grad_(), torch.randn(20_000, 16).requires_grad_())
+    theirs = Head(torch.randn(8 * n, 16), torch.randn(20_000, 16))
+    at, weights = torch.zeros(8 * n, dtype=torch.int64), {{"divergence_weight": 1.0, "label_weight": 1.0}}
+    return lambda: head_loss(ours, theirs, divergence=KL(), labels=at, **weights, **plain).total
+for make in (jsd, top_k, transport, head):
+    make(2)().backward()  # kernels and libraries are loaded here
+    loss = make(64)
+    print(make.__name__, peak_bytes(lambda: loss().backward()) / (4 * (512 * 20_000 if make is head else 64 * 50_000)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_peak_memory_of_the_others(request: pytest.FixtureRequest) -> None:
+    """Copies of the logits kept alive, or logits that exist at all where the head is fused."""
+    folder = str(request.config.rootpath / "benchmarks" / "speed")
+    # Every array of over 1 MB goes back to the system when it is freed: what one case leaves does not serve the next.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-c", MEASURE_OTHERS.format(folder=folder)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found = {name: float(peak) for name, peak in (line.split() for line in out.stdout.splitlines())}
+    assert found.pop("head") < 0.6
+    assert found.keys() == {"jsd", "top_k", "transport"}
+    # The gradient and some buffers; for the transport, one byte per logit and the keys of one chunk too. Huge pages
+    # shared with what was freed before make the figure too small by up to half of it.
+    assert all(0.5 < peak < 2.3 for peak in found.values()), found

@@ -86,9 +86,12 @@ def test_what_decides_an_answer_is_in_its_key(server: Server, tmp_path: Path):
         list(speaker(server, tmp_path).generate([Request(**{**base, **change})]))
     for setting in ({"model": "n"}, {"extra": {"top_k": 3}}, {"send_seed": False}):
         list(speaker(server, tmp_path, **setting).generate([Request(**base)]))
-    assert server.requests == len(changes) + 3
+    list(speaker(server, tmp_path, known_as="ours").generate([Request(**base)]))
+    moved = server.url.replace("127.0.0.1", "localhost")
+    list(speaker(server, tmp_path, known_as="ours", base_url=moved).generate([Request(**base)]))
+    assert server.requests == len(changes) + 4
     list(speaker(server, tmp_path, retries=9, price_prompt=4.0).generate([Request(**base)]))
-    assert server.requests == len(changes) + 3
+    assert server.requests == len(changes) + 4
 
 
 def test_more_samples_are_added_to_those_there(server: Server, tmp_path: Path):

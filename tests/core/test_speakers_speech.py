@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from kdzoo.errors import KdzooError
 from kdzoo.speakers.scripted import Asked, ScriptedSpeaker
 from kdzoo.speakers.secret import Key
+from kdzoo.speakers.settings import Endpoint
 from kdzoo.speakers.speech import (
     Generation,
     Message,
@@ -175,3 +178,23 @@ def test_scrubbing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("A_KEY", "EMPTY")
     assert Key("A_KEY").scrub("EMPTY answer") == "EMPTY answer"
     assert Key("").headers("Authorization") == {}
+
+
+def test_the_page_shows_what_runs():
+    """Would catch an example in docs/speakers.md whose name or argument has changed."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "speakers.md").read_text()
+    shown = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 3
+    for block in shown:
+        exec(compile(block, "docs/speakers.md", "exec"), {"__name__": "example"})
+    defaults = dict(zip(Endpoint.__struct_fields__[2:], Endpoint.__struct_defaults__, strict=True))
+    named = set(re.findall(r"`(\w+)`", page.split("| setting |")[1].split("\n\n")[0]))
+    assert set(Endpoint.__struct_fields__) | {"chat", "completions", "Authorization"} == named
+    for name, value in (
+        ("timeout", 120),
+        ("retries", 6),
+        ("backoff", 1),
+        ("longest_wait", 300),
+        ("concurrency", 4),
+    ):
+        assert defaults[name] == value

@@ -92,11 +92,22 @@ def bucket(kept: TopK) -> Tensor:
     return torch.cat((kept.values, kept.tail.unsqueeze(-1).to(kept.values.dtype)), dim=-1)
 
 
+def from_bucket(logits: Tensor, classes: Tensor) -> TopK:
+    """`bucket` undone: the answer of a recorded teacher under ``tail-bucket`` as `TopK` again.
+
+    Args:
+        logits: (..., K + 1), of which the last is the tail.
+        classes: (..., K): ``run.signal(...).extra["classes"]``.
+    """
+    return TopK(logits[..., :-1], classes, logits[..., -1])
+
+
 def bucketed(student_logits: Tensor, indices: Tensor) -> Tensor:
     """The student's logits in the teacher's K + 1 classes.
 
     KL(teacher || student) over these classes is the KL over all classes of a teacher whose tail has the student's own
-    shape: the student is told how much mass the tail has, and is left free in how to share it.
+    shape: the student is told how much mass the tail has, and is left free in how to share it. For large vocabularies
+    `kdzoo.losses.top_k.top_k_kl` computes that KL with less memory.
 
     Args:
         student_logits: (..., C), with gradient.

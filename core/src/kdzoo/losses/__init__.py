@@ -3,7 +3,10 @@
 Import from the modules; this package imports none of them, so that it costs nothing.
 
 - `divergences`: KL both ways, Jensen-Shannon, soft cross-entropy, entropy, from logits.
-- `vocabulary`: the chunked KL behind `divergences.kl_divergence` for large vocabularies.
+- `bounded`: skew KL both ways, total variation.
+- `vocabulary`: the chunked forms behind these for large vocabularies (`chunks`: the walk; `chunk_forms`: one chunk).
+- `fused_head`: divergence and cross-entropy from hidden states and the output layer, without the logits.
+- `top_k`: against a teacher of whom the k largest logits were kept. `transport`: against another vocabulary (ULD).
 - `decoupled`: DKD. `correlation`: DIST.
 - `masks`: which items count, and reductions.
 - `relations`: distances and angles between samples. `features`: inner layers and attention maps.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from kdzoo.losses import divergences
@@ -58,6 +57,7 @@ def skew_kl(
     Source: DistiLLM, Ko et al. 2024, arXiv 2402.03898, section on skew KL.
 
     Example:
+        >>> import torch
         >>> s, t = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0]])
         >>> kl = skew_kl(s, t, alpha=0.1, temperature=1.0, axis=-1, reduction="mean")
         >>> round(kl.item(), 4)  # -log 0.1
@@ -97,6 +97,7 @@ def skew_reverse_kl(
     Source: as `skew_kl`; there called skew RKL.
 
     Example:
+        >>> import torch
         >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf]])
         >>> kl = skew_reverse_kl(s, t, alpha=0.5, temperature=1.0, axis=-1, reduction="mean")
         >>> round(kl.item(), 4)  # (log(2/3) + log 2) / 2
@@ -129,6 +130,7 @@ def total_variation(
     Source: f-distill, Wen et al. 2023, arXiv 2307.15190, one of its four divergences, here per token.
 
     Example:
+        >>> import torch
         >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf]])
         >>> total_variation(s, t, temperature=1.0, axis=-1, reduction="mean").item()
         0.5

@@ -165,9 +165,7 @@ def js_divergence(
         values = beta * teachers + (1.0 - beta) * students
     else:
         form = JensenShannon(beta)
-        values = chunked(
-            form, student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask
-        )
+        values = chunked(form, student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask)
     return reduce(values, reduction=reduction, mask=mask)
 
 
@@ -257,13 +255,18 @@ def check_pair(
             f"logits: got no class (shape {shape}, axis {axis}), expected at least one; softmax is 0/0"
         )
     check_mask(mask, shape[:axis] + shape[axis + 1 :])
+    return axis, check_temperature(temperature)
+
+
+def check_temperature(temperature: Temperature) -> tuple[float, float]:
+    """(T_student, T_teacher), both finite and > 0."""
     pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
     if len(pair) != 2 or not all(0.0 < t < math.inf for t in pair):
         raise ValueError(
             f"temperature: got {temperature}, expected a finite number > 0 or a pair (student, teacher); "
             "0 divides by zero and a negative one turns the ranking of the classes around"
         )
-    return axis, (float(pair[0]), float(pair[1]))
+    return float(pair[0]), float(pair[1])
 
 
 def log_pair(
@@ -295,7 +298,8 @@ def log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
     # logaddexp(-inf, -inf) is right, but its derivative is NaN.
     neither = log_p.isneginf() & log_q.isneginf()
     return torch.logaddexp(
-        log_p.masked_fill(neither, 0.0) + math.log(weight), log_q.masked_fill(neither, 0.0) + math.log1p(-weight)
+        log_p.masked_fill(neither, 0.0) + math.log(weight),
+        log_q.masked_fill(neither, 0.0) + math.log1p(-weight),
     )
 
 

@@ -110,7 +110,8 @@ def hierarchical_context_loss(
         raise ValueError(f"levels: got {list(levels)}, expected numbers of cells a side, 1 or more")
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     whole = student.to(dtype), (teacher if teacher_grad else teacher.detach()).to(dtype)
-    pooled, finer, weight, total = whole, 1, 1.0, 1.0
+    pooled: tuple[Tensor, ...] = whole
+    finer, weight, total = 1, 1.0, 1.0
     values = hint_regression(*whole, reduction="none", teacher_grad=True)
     for level in levels:
         if level >= student.shape[2]:

@@ -3,9 +3,9 @@
 Legend: (..., V) student logits, class axis last; (..., K) kept classes, K < V; the other V - K classes are the tail.
 `kdzoo.top_k` says what is kept and what the policies make of the tail; docs/signals.md how it is recorded.
 
-`kdzoo.top_k.dense` builds V teacher logits per item. Here the teacher stays at K numbers and a tail: of the student, the
-K logits, the log-sum-exp of the tail and its mean are taken in one walk through chunks (`kept_and_tail`, with its own
-backward), and the loss is a formula over K + 1 numbers per item. The peak is the gradient, 1.0 times the logits.
+`kdzoo.top_k.dense` builds V teacher logits per item. Here the teacher stays at K numbers and a tail: of the student,
+the K logits, the log-sum-exp of the tail and its mean are taken in one walk through chunks (`kept_and_tail`, with its
+own backward), and the loss is a formula over K + 1 numbers per item. The peak is the gradient, 1.0 times the logits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdzoo.losses.chunks import accumulation_dtype, buffers, chunk_size, fit, lay_out, parts, scaled, write
-from kdzoo.losses.divergences import Temperature
+from kdzoo.losses.divergences import Temperature, check_temperature
 from kdzoo.losses.masks import Reduction, check_mask, check_reduction, reduce
 from kdzoo.signal_choice import POLICIES, Policy
 from kdzoo.top_k import TopK
@@ -144,7 +144,9 @@ def _sides(
         return torch.cat((torch.log_softmax(values / t_teacher, -1), nothing.unsqueeze(-1)), -1), many, log_q
     many[-1] = rest
     each = (tail - math.log(rest)) / t_teacher
-    total = torch.cat((values / t_teacher, (each + math.log(rest)).unsqueeze(-1)), -1).logsumexp(-1, keepdim=True)
+    total = torch.cat((values / t_teacher, (each + math.log(rest)).unsqueeze(-1)), -1).logsumexp(
+        -1, keepdim=True
+    )
     return torch.cat((values / t_teacher, each.unsqueeze(-1)), -1) - total, many, log_q
 
 
@@ -173,7 +175,9 @@ def _check(
             f"(..., K) and (...) with the student's item axes {items}; a token would be compared with another's teacher"
         )
     if not 1 <= k < v:
-        raise ValueError(f"kept: got K = {k}, expected 1 to {v - 1}: the tail of {v} classes must not be empty")
+        raise ValueError(
+            f"kept: got K = {k}, expected 1 to {v - 1}: the tail of {v} classes must not be empty"
+        )
     check_mask(mask, items)
     at = kept.indices if mask is None else kept.indices[mask]
     if at.numel() and not 0 <= int(at.min()) <= int(at.max()) < v:
@@ -181,13 +185,7 @@ def _check(
             f"kept.indices: got classes from {int(at.min())} to {int(at.max())}, expected 0 to {v - 1}, the student's "
             "classes; the teacher has another vocabulary. kdzoo.losses.transport compares different ones"
         )
-    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    if len(pair) != 2 or not all(0.0 < t < math.inf for t in pair):
-        raise ValueError(
-            f"temperature: got {temperature}, expected a finite number > 0 or a pair (student, teacher); 0 divides by "
-            "zero and a negative one turns the ranking of the classes around"
-        )
-    return float(pair[0]), float(pair[1])
+    return check_temperature(temperature)
 
 
 class _KeptAndTail(torch.autograd.Function):

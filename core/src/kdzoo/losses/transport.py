@@ -13,7 +13,6 @@ teacher is sorted once, by `sorted_probabilities`, and read by `transport_to_rec
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kdzoo.losses.chunks import accumulation_dtype, buffers, chunk_size, fit, lay_out, parts, scaled, write
-from kdzoo.losses.divergences import Temperature
+from kdzoo.losses.divergences import Temperature, check_temperature
 from kdzoo.losses.masks import Reduction, check_mask, check_reduction, reduce
 
 # torch.sort deals rows out to threads, numpy does not; on one thread numpy is 1.9 times as fast.
@@ -66,7 +65,7 @@ def sorted_transport(
     models/distillation_model.py, which also takes the mean over the tokens of each answer.
 
     Example:
-        >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(2.0), 0.0, 0.0]])
+        >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 1.0, 1.0]]).log()
         >>> sorted_transport(s, t, temperature=1.0, axis=-1, reduction="mean").item()  # (1/2, 1/2, 0), (1/2, 1/4, 1/4)
         0.5
     """
@@ -98,7 +97,7 @@ def transport_to_recorded(
         ValueError: probabilities that do not fall, are negative, or sum to more than 1; and as `sorted_transport`.
 
     Example:
-        >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, math.log(2.0), 0.0]])
+        >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 2.0, 1.0]]).log()
         >>> recorded = sorted_probabilities(t, temperature=1.0, axis=-1)
         >>> transport_to_recorded(s, recorded, temperature=1.0, axis=-1, reduction="mean").item()
         0.5
@@ -109,9 +108,7 @@ def transport_to_recorded(
     return reduce(values, reduction=reduction, mask=mask)
 
 
-def sorted_probabilities(
-    logits: Tensor, *, temperature: float, axis: int, keep: int | None = None
-) -> Tensor:
+def sorted_probabilities(logits: Tensor, *, temperature: float, axis: int, keep: int | None = None) -> Tensor:
     """softmax(logits / T) in falling order along the class axis: what is recorded of a teacher. Detached.
 
     Args:
@@ -128,7 +125,7 @@ def sorted_probabilities(
         ValueError: keep out of range, and as `sorted_transport`.
 
     Example:
-        >>> t = torch.tensor([[0.0, math.log(2.0), 0.0]])
+        >>> t = torch.tensor([[1.0, 2.0, 1.0]]).log()
         >>> [round(p, 4) for p in sorted_probabilities(t, temperature=1.0, axis=-1)[0].tolist()]
         [0.5, 0.25, 0.25]
     """
@@ -174,13 +171,8 @@ def _check(
 
 
 def _inverse(temperature: Temperature) -> tuple[float, float]:
-    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    if len(pair) != 2 or not all(0.0 < t < math.inf for t in pair):
-        raise ValueError(
-            f"temperature: got {temperature}, expected a finite number > 0 (or, with a live teacher, a pair (student, "
-            "teacher)); 0 divides by zero and a negative one turns the ranking of the classes around"
-        )
-    return 1.0 / pair[0], 1.0 / pair[1]
+    t_student, t_teacher = check_temperature(temperature)
+    return 1.0 / t_student, 1.0 / t_teacher
 
 
 def _distance(

@@ -119,8 +119,9 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         # With gradients enabled, somebody will differentiate the gradient.
         compute = _plain_gradient if torch.is_grad_enabled() else _gradient
-        settings = (ctx.form, ctx.inverse, ctx.maps, ctx.chunk)
-        return compute(*ctx.saved_tensors, *settings, upstream[0]), None, None, None, None, None, None
+        student, teacher, mask = ctx.saved_tensors
+        gradient = compute(student, teacher, mask, ctx.form, ctx.inverse, ctx.maps, ctx.chunk, upstream[0])
+        return gradient, None, None, None, None, None, None
 
 
 def _gradient(

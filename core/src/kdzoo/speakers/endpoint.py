@@ -36,7 +36,8 @@ from kdzoo.speakers.store import AnswerStore, Row
 from kdzoo.speakers.transport import Cancelled, Transport, import_httpx
 from kdzoo.speakers.wire import Answer, read_answer, read_echo, split_usage
 
-A, B = TypeVar("A", Request, Pair), TypeVar("B", Reply, Scored)
+A = TypeVar("A", Request, Pair)
+B = TypeVar("B", Reply, Scored)
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _AHEAD = 8  # requests a worker that are handed over before the first of them is answered
@@ -75,7 +76,7 @@ class EndpointSpeaker:
         self._stripes = [threading.Lock() for _ in range(_STRIPES)]
         self._identity: dict[str, Any] = {
             "speaker": "endpoint",
-            "base_url": endpoint.base_url.rstrip("/"),
+            "base_url": endpoint.known_as or endpoint.base_url.rstrip("/"),
             "kind": endpoint.kind,
             "model": endpoint.model,
             "send_seed": endpoint.send_seed,

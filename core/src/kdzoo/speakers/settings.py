@@ -22,6 +22,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         base_url: what ends before /chat/completions, most often in /v1.
         model: as the endpoint calls it.
+        known_as: stands for base_url in what names an answer, so that a server that moves keeps its answers; "": the
+            address itself, since one model name may mean two models at two addresses.
         kind: "chat" (messages) or "completions" (plain text; can score where the server can echo).
         key_env: NAME of the environment variable with the key; "": none is sent.
         key_header: the header that carries it: Authorization takes it as a bearer token, others bare.
@@ -41,6 +43,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     base_url: str
     model: str
+    known_as: str = ""
     kind: Literal["chat", "completions"] = "chat"
     key_env: str = ""
     key_header: str = "Authorization"

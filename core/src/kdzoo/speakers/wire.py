@@ -93,16 +93,12 @@ def _choices(content: Any) -> list[dict[str, Any]]:
 
 
 def _generation(choice: dict[str, Any], chat: bool, logprobs: bool) -> Generation:
-    if chat:
-        message = choice.get("message")
-        if not isinstance(message, dict):
-            raise Nonsense("a choice has no message")
-        text = message.get("content")
-    else:
-        text = choice.get("text")
+    place = choice.get("message") if chat else choice
+    if not isinstance(place, dict):
+        raise Nonsense("a choice has no message")
+    field = "content" if chat else "text"
     # Null: nothing was said, because of a filter, or in tool calls only.
-    if text is None and ("content" in message if chat else "text" in choice):
-        text = ""
+    text = "" if field in place and place[field] is None else place.get(field)
     if not isinstance(text, str):
         raise Nonsense("a choice has no text")
     finish = choice.get("finish_reason")

@@ -128,38 +128,44 @@ def _counts(rows: Sequence[Row], logits: Tensor) -> Tensor | None:
 
 def _choose(logits: Tensor, counts: Tensor | None, rows: Sequence[Row], step: int) -> Tensor:
     """(R,) the next tokens."""
-
-    def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
-
     if counts is not None:
-        presence = column([row.presence_penalty for row in rows])
-        frequency = column([row.frequency_penalty for row in rows])
+        presence = _column([row.presence_penalty for row in rows], logits)
+        frequency = _column([row.frequency_penalty for row in rows], logits)
         logits = logits - presence * (counts > 0) - frequency * counts
     best = logits.argmax(1)
-    chance = [place for place, row in enumerate(rows) if row.temperature > 0]
-    if not chance:
-        return best
-    drawn = [rows[place] for place in chance]
-    warm = logits[chance] / column([row.temperature for row in drawn])
+    # Apart: in sorted order the same number is another token, and a row must not depend on what is beside it.
+    for nucleus in (False, True):
+        places = [k for k, row in enumerate(rows) if row.temperature > 0 and (row.top_p < 1) == nucleus]
+        if places:
+            best[places] = _drawn(logits[places], [rows[place] for place in places], step, nucleus)
+    return best
+
+
+def _drawn(logits: Tensor, rows: Sequence[Row], step: int, nucleus: bool) -> Tensor:
+    """(R,) tokens, each where the row's number falls in the sum of its probabilities."""
+    warm = logits / _column([row.temperature for row in rows], logits)
     # Sums of a hundred thousand probabilities: in float32 the last ones would be lost.
     p = warm.softmax(1).double()
     order = None
-    if any(row.top_p < 1 for row in drawn):
+    if nucleus:
         p, order = p.sort(dim=1, descending=True, stable=True)
         before = p.cumsum(1) - p
-        p = p.masked_fill(before >= column([row.top_p for row in drawn], torch.float64), 0)
+        p = p.masked_fill(before >= _column([row.top_p for row in rows], p), 0)
     mass = p.cumsum(1)
     # A row that is finished and computed along may be beyond its last number.
     where = [
-        row.uniforms[step] if row.uniforms is not None and step < row.max_tokens else 0.0 for row in drawn
+        row.uniforms[step] if row.uniforms is not None and step < row.max_tokens else 0.0 for row in rows
     ]
-    target = column([float(u) for u in where], torch.float64) * mass[:, -1:]
+    target = _column([float(u) for u in where], mass) * mass[:, -1:]
     found = torch.searchsorted(mass, target, right=True).clamp(max=mass.shape[1] - 1)
     if order is not None:
         found = order.gather(1, found)
-    best[chance] = found[:, 0]
-    return best
+    return found[:, 0]
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    """(R, 1) numbers of rows."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 class _State:
@@ -242,14 +248,15 @@ def beam(
             eos_token_id=sorted(marks.ends) or None,
             decoder_start_token_id=marks.start,
             suppress_tokens=list(range(marks.size, rows)) or None,
-        renormalize_logits=rows > marks.size,  # what cannot be written takes no probability, as in `draw`
+            renormalize_logits=rows > marks.size,  # what cannot be written takes no probability, as in `draw`
             return_dict_in_generate=True,
             output_scores=True,
         )
     )
     with asking(net):
-        said: Any = net.generate(ids, attention_mask=mask, generation_config=config)
-        steps = net.compute_transition_scores(said.sequences, said.scores, said.beam_indices)
+        tool: Any = net  # its own methods are hidden from type checkers
+        said = tool.generate(ids, attention_mask=mask, generation_config=config)
+        steps = tool.compute_transition_scores(said.sequences, said.scores, said.beam_indices)
     written = said.sequences[:, -steps.shape[1] :].tolist()
     found = []
     for place, (tokens, logprobs) in enumerate(zip(written, steps.tolist(), strict=True)):

@@ -94,6 +94,12 @@ def served(run: Run, examples: list[Example], labelled: bool = True) -> Data:
     return serve(examples, readings, labelled)
 
 
+def training_examples(run: Run) -> list[Example]:
+    """The task's training examples, as they are before a method changes their answers."""
+    found: list[Example] = catalog.load().module(run.task.slug).examples(run, "train")
+    return found
+
+
 def _prompt_of(run: Run, role: str) -> Callable[[Example], str]:
     """What a role reads of an example."""
     own = getattr(catalog.load().module(run.spec.task), "teacher_prompt", None)
@@ -125,7 +131,8 @@ def batches(run: Run, split: str, size: int = 0) -> Iterator[Batch]:
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
     """Perplexity and share of right tokens, given the right answer so far; then what `judge` says of written answers.
 
-    Answers are written greedily, or with `eval.beams`; on the first `eval_answers` examples of the split.
+    Answers are written greedily, on the first `eval_answers` examples of the split; in the last stage also by a beam
+    search of width `eval.beams`, whose metrics are called ``name[beam]``, where that is more than 1.
     """
     found: dict[str, Metric] = {}
     module = catalog.load().module(run.task.slug)
@@ -188,13 +195,20 @@ def _written(
     last = run.stage == "evaluate"
     count = int(run.cfg["eval_answers" if last else "val_answers"])
     asked = examples(run, split)[:count] if count else examples(run, split)
-    beams = int(run.cfg.get("eval.beams", 1)) if last else 1
-    tokenizer = vocabulary(run.cfg, role)
-    replies = write(run, role, tokenizer, list(map(_prompt_of(run, role), asked)), beams=beams)
-    answers = [reply.samples[0].text for reply in replies]
+    prompts = list(map(_prompt_of(run, role), asked))
+    tokenizer, beams = vocabulary(run.cfg, role), int(run.cfg.get("eval.beams", 1)) if last else 1
+    sure = last and "mode_probability" in run.task.metrics
     found = {}
-    for name, value in judge(run, asked, answers).items():
-        items = value.double() if isinstance(value, Tensor) else None
-        level = float(items.mean()) if items is not None else float(value)
-        found[name] = Metric(level, len(asked), items)
+    for width, suffix in ((1, ""), (beams, "[beam]")):
+        if suffix and beams == 1:
+            continue
+        replies = write(run, role, tokenizer, prompts, beams=width, logprobs=sure)
+        answers = [reply.samples[0].text for reply in replies]
+        for name, value in judge(run, asked, answers).items():
+            items = value.double() if isinstance(value, Tensor) else None
+            level = float(items.mean()) if items is not None else float(value)
+            found[f"{name}{suffix}"] = Metric(level, len(asked) if items is None else len(items), items)
+        if sure:
+            chance = torch.tensor([math.exp(sum(reply.samples[0].logprobs or [])) for reply in replies])
+            found[f"mode_probability{suffix}"] = Metric(float(chance.double().mean()), len(asked), chance)
     return found

@@ -28,15 +28,9 @@ from kdzoo.speakers.speech import (
     too_long,
 )
 from kdzoo_llm.decoding import Marks, Row, asking, beam, draw
+from kdzoo_llm.fingerprints import template_hash, tokenizer_hash, vocabulary_hash
 from kdzoo_llm.models import LanguageModel
-from kdzoo_llm.prompts import (
-    Encode,
-    Prompts,
-    require_vocabulary,
-    template_hash,
-    tokenizer_hash,
-    vocabulary_hash,
-)
+from kdzoo_llm.prompts import Encode, Prompts, require_vocabulary
 from kdzoo_llm.sequences import padded
 
 
@@ -85,8 +79,11 @@ class LocalSpeaker:
         self.seq2seq = bool(self.net.config.is_encoder_decoder)
         self.prompts = Prompts(tokenizer, name, encode)
         if vocabulary is not None:
-            require_vocabulary(tokenizer, vocabulary, f"the training of {name}", "the tokenizer given with it")
-        rows = self.net.get_input_embeddings().weight.shape[0]
+            require_vocabulary(
+                tokenizer, vocabulary, f"the training of {name}", "the tokenizer given with it"
+            )
+        embedding: Any = self.net.get_input_embeddings()
+        rows = len(embedding.weight)
         if rows < len(tokenizer):
             raise KdzooError(
                 f"speaker {name!r}: the model has {rows:,} tokens and the tokenizer {len(tokenizer):,}: ids above "
@@ -290,10 +287,10 @@ class LocalSpeaker:
         )
 
     def _text(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(
+        text = self.tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return text
+        return str(text)
 
     def _scores(
         self, pairs: Sequence[Pair], written: Sequence[tuple[list[int], list[int]]], spend: Spend

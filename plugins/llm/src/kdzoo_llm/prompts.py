@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdzoo.errors import KdzooError
 from kdzoo.speakers.speech import Message, Prompt, Tokens
-from kdzoo_llm.fingerprints import template_hash, tokenizer_hash, vocabulary_hash
+from kdzoo_llm.fingerprints import vocabulary_hash
 from kdzoo_llm.sequences import written
 
 Encode = Callable[[str], list[int]]
@@ -95,7 +95,9 @@ class Prompts:
 
     def _conversation(self, turns: Sequence[Message], name: str) -> list[int]:
         self._check(tuple(turn.role for turn in turns), name)
-        said = _rendered(self.tokenizer, [(turn.role, turn.content) for turn in turns], self.whose, name, True)
+        said = _rendered(
+            self.tokenizer, [(turn.role, turn.content) for turn in turns], self.whose, name, True
+        )
         return list(said)
 
     def _check(self, roles: tuple[str, ...], name: str) -> None:

@@ -33,7 +33,7 @@ RULES = ("residual", "shared")
 
 def _tiny(base: int, channels: int) -> dict[str, Any]:
     return {
-        "backbone": resnet(18, base),
+        "backbone": resnet(18, base) | {"zero_init_residual": False},  # as models._tiny
         "widths": base << 3,
         "channels": channels,
         "dilations": (1, 2, 4),

@@ -23,13 +23,13 @@ from typing import TypeVar
 
 from kdzoo.errors import unknown
 from kdzoo.rng import mix
-from kdzoo_llm.data.word_problems import Draw, draws
+from kdzoo_llm.data.draws import Draw, draws
 from kdzoo_llm.examples import Example
 
 T = TypeVar("T")
 
 SPLITS = ("train", "pool", "val", "test")
-BASE_SIZES = {"train": 30_000, "val": 400}
+BASE_SIZES = {"train": 20_000, "val": 400}
 ASK = "Ask:"
 ASKING = 15  # percent of the base model's examples that make a question
 MACHINES, TOLD = 2, 3  # a page: so many machines, so many things told about each
@@ -39,8 +39,10 @@ WORDINGS = {"train": (0, 1), "pool": (2, 3, 4), "val": (5,), "test": (6,)}
 NAMES = tuple(
     """Velm Torin Arba Quist Nolpa Fenra Dulo Mirk Sarto Pelda Gruno Hesk Ilmo Jarn
     Kelto Lurba Ostin Rimpa Tasko Ubra Wendo Yolt Zarn Belk Corvi Drema Elbu Fosk
-    Gilta Hurno Irpa Jelto Krim Lodra Mesto Nurk Orbal Prent Ruska Silmo""".split()
+    Gilta Hurno Irpa Jelto Krim Lodra Mesto Nurk Orbal Prent Ruska Silmo""".split()  # noqa: SIM905
 )
+
+
 @dataclass(frozen=True, slots=True)
 class Relation:
     """One kind of fact: how it is told, how it is asked for (by split, see `WORDINGS`), what it may be."""

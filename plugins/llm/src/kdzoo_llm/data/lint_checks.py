@@ -21,6 +21,7 @@ from kdzoo.errors import KdzooError
 
 TARGET = "py312"  # the Python that the code is checked for
 KEPT = 0.5  # share of the names that must still be there
+UNKNOWN = "Unknown rule selector"
 SECONDS = 60  # for one run of ruff; it takes a few hundredths of one
 NAME = re.compile(r"[^\W\d]\w*")
 COMMENT = re.compile(r"#.*")
@@ -49,7 +50,7 @@ def ruff() -> str:
 @cache
 def version() -> str:
     """ruff's version, "0.17.6": what it flags changes from one to the next."""
-    return run(["--version"]).split()[-1]
+    return run(["--version"]).split()[1]
 
 
 def diagnoses(code: str, sources: Sequence[tuple[str, str]]) -> list[list[dict[str, str]]]:
@@ -77,7 +78,7 @@ def diagnoses(code: str, sources: Sequence[tuple[str, str]]) -> list[list[dict[s
             path.write_text(content, encoding="utf-8", errors="replace", newline="")
         said = run(
             [
-                "check", "--isolated", "--no-cache", "--preview", "--ignore-noqa", "--exit-zero", "--quiet",
+                "check", "--isolated", "--no-cache", "--preview", "--ignore-noqa", "--exit-zero",
                 "--target-version", TARGET, "--select", code, "--output-format", "json", place,
             ]
         )  # fmt: skip
@@ -101,6 +102,11 @@ def run(arguments: list[str]) -> str:
     if done.returncode != 0:
         raise KdzooError(
             f"ruff failed (exit code {done.returncode}): {done.stderr.strip()[:500]} No answer was checked. "
+            "Install the version that the data were made with: pip install 'kdzoo-llm[lint]'."
+        )
+    if UNKNOWN in done.stderr:  # only a warning, and every answer would pass
+        raise KdzooError(
+            f"ruff {done.stderr.strip()[:500]}: nothing would be flagged, and every answer would count as right. "
             "Install the version that the data were made with: pip install 'kdzoo-llm[lint]'."
         )
     return done.stdout

@@ -27,7 +27,7 @@ import numpy as np
 from kdzoo.errors import unknown
 from kdzoo.rng import mix
 from kdzoo.shipped import Shipped
-from kdzoo_llm.data.word_problems import Draw, draws
+from kdzoo_llm.data.draws import Draw, draws
 from kdzoo_llm.examples import Example
 
 FILES = Path(__file__).parent / "files"
@@ -50,8 +50,8 @@ RELATIONS: Mapping[str, str] = MappingProxyType(
 """Relation -> how a prompt puts it. attribute joins a quality with its values, either way round."""
 
 WRONG = ("sibling", "other relation", "reversed", "frequent")
-"""How a false triple comes about: the word of a head with a tail in common; a tail of the same head in another relation;
-head and tail exchanged; a tail that is frequent in this relation of this part of speech."""
+"""How a false triple comes about: the word of a head with a tail in common; a tail of the same head in another
+relation; head and tail exchanged; a tail that is frequent in this relation of this part of speech."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def examples(split: str, folder: Path = FILES) -> list[Example]:
     """
     if split not in SPLITS:
         raise unknown("split of word-relations", split, SPLITS, f"It has {', '.join(SPLITS)}.")
-    return list(_examples(split, folder.resolve()))
+    return list(_examples(split, folder))
 
 
 @cache
@@ -157,7 +157,7 @@ def is_true(head: str, relation: str, tail: str, folder: Path = FILES) -> bool:
     """
     if relation not in RELATIONS:
         raise unknown("relation", relation, RELATIONS, f"There are {', '.join(RELATIONS)}.")
-    graph = read(folder.resolve())
+    graph = _read(folder)
     pair = graph.number.get(head), graph.number.get(tail.strip())
     return pair in graph.true[relation]
 
@@ -172,7 +172,7 @@ def judged(split: str, folder: Path = FILES) -> list[Judged]:
     """
     if split not in SPLITS:
         raise unknown("split of word-relations", split, SPLITS, f"It has {', '.join(SPLITS)}.")
-    return list(_judged(split, folder.resolve()))
+    return list(_judged(split, folder))
 
 
 @cache
@@ -235,16 +235,20 @@ def heads(split: str, folder: Path = FILES) -> list[Head]:
     """
     if split not in SPLITS:
         raise unknown("split of word-relations", split, SPLITS, f"It has {', '.join(SPLITS)}.")
-    return [head for head in read(folder.resolve()).heads if head.split == split]
+    return [head for head in read(folder).heads if head.split == split]
 
 
-@cache
 def read(folder: Path = FILES) -> Graph:
     """All that ships, verified against the manifest; read once a process.
 
     Raises:
         KdzooError: a file that is missing, unreadable, or not the one in the manifest.
     """
+    return _read(folder)
+
+
+@cache
+def _read(folder: Path) -> Graph:
     path = folder / "relations-manifest.json"
     hashes = SHIPPED.parsed(path, SHIPPED.content(path), ("sha256",))["sha256"]
     names = ("relations.json", "relations-true.npz")

@@ -22,7 +22,7 @@ from functools import cache
 
 from kdzoo.errors import unknown
 from kdzoo.rng import mix
-from kdzoo_llm.data.word_problems import draws
+from kdzoo_llm.data.draws import draws
 from kdzoo_llm.examples import Example
 
 SIGN = "@@@"

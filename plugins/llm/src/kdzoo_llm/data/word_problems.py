@@ -16,13 +16,13 @@ words that train knows: `unseen(example)` names that subset. A problem is a func
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from types import MappingProxyType
 
 from kdzoo.errors import KdzooError, unknown
-from kdzoo.rng import extend, mix
+from kdzoo.rng import mix
+from kdzoo_llm.data.draws import Draw, draws
+from kdzoo_llm.data.word_problem_kinds import TEMPLATES, UNSEEN, Step, Template
 from kdzoo_llm.examples import Example
 
 SIZES = {"train": 600, "pool": 4000, "val": 400, "test": 600}
@@ -38,113 +38,6 @@ THINGS = (
     "apples", "pears", "cards", "coins", "books", "stamps", "shells", "pens", "cakes", "eggs", "balls", "stones",
 )  # fmt: skip
 
-Draw = Callable[[int, int], int]
-Step = tuple[str, str, str]
-"""(left, sign, right): a letter names a number of the problem, a digit an earlier step's result, "=2" a constant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """One kind of problem.
-
-    Attributes:
-        text: the question, with {who}, {other}, {thing} and the letters of its numbers.
-        steps: how the answer is computed.
-        ranges: letter -> smallest and largest number drawn; the letter that `whole` names is drawn last.
-        whole: (letter, others, divisor): this letter is set so that the sum of it and the others is a multiple of the
-            divisor's number.
-    """
-
-    text: str
-    steps: tuple[Step, ...]
-    ranges: Mapping[str, tuple[int, int]]
-    whole: tuple[str, str, str] | None = None
-
-
-_HAVE = "How many {thing} does {who} have now?"
-_TOGETHER = "How many {thing} do they have together?"
-_MANY, _SOME, _FEW = (6, 24), (2, 9), (2, 5)
-TEMPLATES: Mapping[str, Template] = MappingProxyType(
-    {
-        "gift": Template(
-            f"{{who}} has {{a}} {{thing}}. {{other}} gives {{who}} {{b}} more. Then {{who}} loses {{c}}. {_HAVE}",
-            (("a", "+", "b"), ("0", "-", "c")),
-            {"a": _MANY, "b": _SOME, "c": _SOME},
-        ),
-        "boxes": Template(
-            f"{{who}} buys {{a}} boxes with {{b}} {{thing}} each. Then {{who}} gives {{c}} to {{other}}. {_HAVE}",
-            (("a", "*", "b"), ("0", "-", "c")),
-            {"a": _FEW, "b": _SOME, "c": _FEW},
-        ),
-        "more": Template(
-            f"{{who}} has {{a}} {{thing}}. {{other}} has {{b}} more than {{who}}. {_TOGETHER}",
-            (("a", "+", "b"), ("a", "+", "0")),
-            {"a": _MANY, "b": _SOME},
-        ),
-        "fewer": Template(
-            f"{{who}} has {{a}} {{thing}}. {{other}} has {{b}} fewer than {{who}}. {_TOGETHER}",
-            (("a", "-", "b"), ("a", "+", "0")),
-            {"a": _MANY, "b": _SOME},
-        ),
-        "share": Template(
-            "{who} has {a} {thing} and finds {b} more. {who} shares them with {c} friends. "
-            "How many {thing} does each friend get?",
-            (("a", "+", "b"), ("0", "/", "c")),
-            {"a": _MANY, "b": _SOME, "c": _FEW},
-            whole=("b", "a", "c"),
-        ),
-        "bags": Template(
-            f"{{who}} packs {{a}} bags with {{b}} {{thing}} each. {{other}} packs {{c}} {{thing}}. {_TOGETHER}",
-            (("a", "*", "b"), ("0", "+", "c")),
-            {"a": _FEW, "b": _SOME, "c": _FEW},
-        ),
-        "both": Template(
-            "{who} buys {a} boxes with {b} {thing} each. {other} buys {c} boxes with {d} {thing} each. "
-            + _TOGETHER,
-            (("a", "*", "b"), ("c", "*", "d"), ("0", "+", "1")),
-            {"a": _FEW, "b": _FEW, "c": _FEW, "d": _FEW},
-        ),
-        "market": Template(
-            "{who} has {a} {thing}. {who} sells {b} and then {c} more. Then {other} gives {who} {d}. "
-            + _HAVE,
-            (("a", "-", "b"), ("0", "-", "c"), ("1", "+", "d")),
-            {"a": _MANY, "b": _FEW, "c": _FEW, "d": _SOME},
-        ),
-        "twice": Template(
-            f"{{who}} has {{a}} {{thing}}. {{other}} has twice as many. Then {{who}} loses {{b}}. {_TOGETHER}",
-            (("a", "*", "=2"), ("a", "-", "b"), ("0", "+", "1")),
-            {"a": (6, 16), "b": _FEW},
-        ),
-        "friend": Template(
-            "{who} has {a} {thing} and {other} has {b}. They give {c} to a friend. " + _TOGETHER,
-            (("a", "+", "b"), ("0", "-", "c")),
-            {"a": _MANY, "b": _SOME, "c": _FEW},
-        ),
-        "finds": Template(
-            f"{{who}} buys {{a}} {{thing}} and finds {{b}} more. Then {{who}} gives {{c}} to {{other}}. {_HAVE}",
-            (("a", "+", "b"), ("0", "-", "c")),
-            {"a": _MANY, "b": _SOME, "c": _SOME},
-        ),
-        "packs": Template(
-            f"{{who}} packs {{a}} bags with {{b}} {{thing}} each. Then {{who}} loses {{c}}. {_HAVE}",
-            (("a", "*", "b"), ("0", "-", "c")),
-            {"a": _FEW, "b": _SOME, "c": _FEW},
-        ),
-        "sells": Template(
-            f"{{who}} has {{a}} {{thing}} and sells {{b}}. {{other}} has {{c}} {{thing}}. {_TOGETHER}",
-            (("a", "-", "b"), ("0", "+", "c")),
-            {"a": _MANY, "b": _FEW, "c": _SOME},
-        ),
-        "stock": Template(
-            "{who} buys {a} boxes with {b} {thing} each and finds {c} more. Then {who} sells {d}. " + _HAVE,
-            (("a", "*", "b"), ("0", "+", "c"), ("1", "-", "d")),
-            {"a": _FEW, "b": _SOME, "c": _FEW, "d": _FEW},
-        ),
-    }
-)
-UNSEEN = ("finds", "packs", "sells", "stock")
-"""Templates that train and pool never show."""
-
 
 def examples(split: str) -> list[Example]:
     """The problems of one split.
@@ -154,7 +47,8 @@ def examples(split: str) -> list[Example]:
 
     Returns:
         Examples whose answer is "<rationale> --> <number>". facts: `number` (the right number as text), `rationale`,
-        `style` (one of `STYLES`), `template`, `numbers` (letter -> number), `who`, `other`, `thing`, `steps` (how many).
+        `style` (one of `STYLES`), `template`, `numbers` (letter -> number), `steps` (how many), `who`, `other`,
+        `thing`.
 
     Raises:
         KdzooError: no such split.
@@ -180,9 +74,8 @@ def _examples(split: str) -> tuple[Example, ...]:
 def _problems(split: str) -> Iterator[Example]:
     """Problems without end; numbers that belong to another split, or leave 1..`LARGEST`, are drawn again."""
     seen = [name for name in TEMPLATES if name not in UNSEEN]
-    number = 0
-    for place in range(1 << 30):
-        draw = draws(mix("word-problems", split, place))
+    for number in range(1 << 30):
+        draw = draws(mix("word-problems", split, number))
         # The kind is drawn before the numbers are judged, else the templates that fit most often would prevail.
         unseen_kind = split in ("val", "test") and draw(1, 100) <= UNSEEN_SHARE
         kinds = UNSEEN if unseen_kind else seen
@@ -212,19 +105,6 @@ def _problems(split: str) -> Iterator[Example]:
                 **words,
             },
         )
-        number += 1
-
-
-def draws(seed: int) -> Draw:
-    """Whole numbers, each a function of the seed and of how many came before it."""
-    count = 0
-
-    def draw(low: int, high: int) -> int:
-        nonlocal count
-        count += 1
-        return low + extend(seed, count) % (high - low + 1)
-
-    return draw
 
 
 def split_of(numbers: Sequence[int]) -> str:
