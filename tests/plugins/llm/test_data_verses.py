@@ -137,12 +137,41 @@ def test_translations_are_short_on_both_sides(split: str) -> None:
     assert len(verses.translations(split, 8)) < len(rows) < len(verses.translations(split, 40))
 
 
+def test_phrases_are_in_one_split_and_once() -> None:
+    """ "The king said," is in every book: as a test it would measure what was seen in training."""
+    rows = [row for split in verses.SPLITS for row in verses.phrases(split)]
+    for part in ("prompt", "answer"):
+        assert len({plain(getattr(row, part)) for row in rows}) == len(rows)
+    assert [len(verses.phrases(split)) > 1500 for split in verses.SPLITS] == [True] * 4
+    least, most = verses.PHRASE
+    assert all(least <= len(row.prompt.split()) <= most >= len(row.answer.split()) for row in rows)
+
+
+def test_phrases_are_cut_at_the_stops_of_both_languages() -> None:
+    """Parts of verses that are cut differently would be translations of something else."""
+    verse = verses.Verse("train", "X 1:1", "He said, “Go to the sea!” They went; all of them.", "")
+    same = verses.Verse("train", "X 1:1", verse.english, "Y dijo: Ve á la mar. ¡Y fueron; todos ellos!")
+    assert verses._parts(same) == [
+        ("He said,", "Y dijo:"),
+        ("Go to the sea!", "Ve á la mar."),
+        ("They went;", "Y fueron;"),
+        ("all of them.", "todos ellos!"),
+    ]
+    for other in (
+        "Y dijo: Ve á la mar. Y fueron todos.",
+        "Y dijo: Ve. Y fueron y vieron muy grandes cosas; todos.",
+    ):
+        assert verses._parts(verses.Verse("train", "X 1:1", verse.english, other)) == []
+
+
 def test_bad_input_is_named() -> None:
     """A misspelt split or a limit without examples would end in an empty training set."""
     with pytest.raises(KdzooError, match=r"unknown split of the verses 'tests'.*Did you mean test"):
         verses.verses("tests")
     with pytest.raises(KdzooError, match=r"at most 20 characters.*expected 60 or more"):
         verses.continuations("val", 20)
+    with pytest.raises(KdzooError, match="unknown split of the verses 'dev'"):
+        verses.phrases("dev")
     with pytest.raises(KdzooError, match="no verse of val has at most 1 words"):
         verses.translations("val", 1)
 

@@ -2,6 +2,7 @@
 
     continuations   The heavens declare the glory   ->  of God. The expanse shows his handiwork.
     translations    Jesus wept.                     ->  Y lloró Jesús.
+    phrases         Your first father sinned,       ->  Tu primer padre pecó,
 
 The English text is of today, with "Yahweh" and quotation marks; the Spanish one of 1909, with "Jehová", "á", "díjole".
 Splits are blocks of five chapters; a verse nearly equal to one in another split is in one of them only
@@ -11,6 +12,7 @@ changed part of that text, it must not be called by the name.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,10 @@ SHORTEST = 8  # words of a verse that is continued: four to read and four to wri
 CONTINUED = 130  # characters of the longest verse that is continued
 NAMES = 0.4  # share of words with a capital from which on a verse counts as a list of names
 TRANSLATED = 16  # words of the longest side of a verse that is translated
+PHRASE = 3, 8  # words of an English phrase; a Spanish one may have one less
+ORDER = ("test", "val", "train", "pool")  # who keeps a phrase that several splits have
+STOP = re.compile(r"(?<=[,.;:!?])[”’)]*\s+|—")
+MARKS = " “”‘’()¡¿"  # English verses quote and Spanish ones do not
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,62 @@ def translations(split: str, longest: int = TRANSLATED) -> list[Example]:
             f"no verse of {split} has at most {longest} words; expected 3 to 40: nothing would be left to translate."
         )
     return found
+
+
+@cache
+def phrases(split: str) -> list[Example]:
+    """Parts of verses between stops, to be said in Spanish: what a model of a few ten thousand parameters can learn.
+
+    A verse is cut at its stops where both languages have as many, and each part's Spanish has between half as many
+    words as its English less one, and 1.7 times as many and one more. Parts of `PHRASE` words stay, each English and
+    each Spanish text once: in test, else val, else train, else pool.
+
+    Args:
+        split: as in `verses`.
+
+    Returns:
+        Examples with ids "train/Isaiah 43:27/1" (which part of the verse) and facts reference.
+
+    Raises:
+        KdzooError: no such split.
+    """
+    if split not in SPLITS:
+        raise unknown("split of the verses", split, SPLITS, f"They have {', '.join(SPLITS)}.")
+    return _phrases()[split]
+
+
+@cache
+def _phrases() -> dict[str, list[Example]]:
+    seen: set[tuple[str, str]] = set()
+    found: dict[str, list[Example]] = {}
+    for split in ORDER:
+        found[split] = []
+        for verse in verses(split):
+            for place, (english, spanish) in enumerate(_parts(verse), 1):
+                texts = {("english", _plain(english)), ("spanish", _plain(spanish))}
+                least, most = PHRASE
+                fits = least <= len(english.split()) <= most and least - 1 <= len(spanish.split()) <= most
+                if fits and not texts & seen:
+                    seen |= texts
+                    name = f"{split}/{verse.reference}/{place}"
+                    found[split].append(Example(name, english, spanish, {"reference": verse.reference}))
+    return found
+
+
+def _parts(verse: Verse) -> list[tuple[str, str]]:
+    """The verse's phrases side by side; none where the languages are cut differently."""
+    english, spanish = (
+        [part for piece in STOP.split(text) if (part := piece.strip(MARKS))]
+        for text in (verse.english, verse.spanish)
+    )
+    lengths = [(len(a.split()), len(b.split())) for a, b in zip(english, spanish, strict=False)]
+    if len(english) != len(spanish) or not all(0.5 * a - 1 <= b <= 1.7 * a + 1 for a, b in lengths):
+        return []
+    return list(zip(english, spanish, strict=True))
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _example(verse: Verse, prompt: str, answer: str) -> Example:
