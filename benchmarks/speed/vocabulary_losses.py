@@ -12,11 +12,12 @@ torch.sort, pad, absolute difference, as the official code of ULD has it; "recor
 and its rival sorts live. head: hidden states and heads of width 256 on both sides, KL + cross-entropy; once against
 whole logits under autograd, once against the same chunks of rows with gradients summed in the forward pass (the idea of
 Liger-Kernel's distillation losses, in plain torch). The gradient of the head's weight is 256 x V numbers, 1.0 times the
-logits, and has to exist in every form; so has the chunk of logits.
+logits, and has to exist in every form. Liger-Kernel itself needs a GPU; by its code (ops/fused_linear_jsd.py@0eaa2d5,
+float32) it holds that gradient, the product that is added to it, and losses of 256 x V: 3.0, and chunks of logits
+beside. Its cross-entropy alone (ops/fused_linear_cross_entropy.py@00eba63) holds the first two: 2.0.
 
 Bounds: divergences and top-k at least 2.0 times as fast, peak at most 2.1; transport at least as fast live and 2.5
-times recorded; head: a peak at most that of the plain chunks (with 0.05 for the allocator). The program exits with 1
-where one is missed.
+times recorded; head: a peak at most that of the plain chunks, and 2.0. The program exits with 1 where one is missed.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ from torch import Tensor
 from kdzoo.losses.bounded import skew_kl, skew_reverse_kl, total_variation
 from kdzoo.losses.chunk_forms import KL
 from kdzoo.losses.divergences import js_divergence, kl_divergence, reverse_kl
-from kdzoo.losses.fused_head import Head, head_loss
+from kdzoo.losses.fused_head import LEAST_ROWS, Head, head_loss
 from kdzoo.losses.top_k import top_k_kl
 from kdzoo.losses.transport import sorted_probabilities, sorted_transport, transport_to_recorded
 from kdzoo.top_k import compress, dense
 
 TOKENS, WIDTH, KEPT = 256, 256, 64
 ALPHA, BETA = 0.1, 0.5
-ALLOCATOR = 0.05  # of the logits' size: what two runs of one form differ by
+LIGER = 2.0  # peak of the head's losses in Liger-Kernel, see above
 PLAIN = {"axis": -1, "reduction": "none"}
 
 Loss = Callable[[], Tensor]  # one forward pass to a scalar
@@ -120,8 +121,8 @@ class PlainChunks(torch.autograd.Function):
             torch.zeros_like(weight),
             hidden.new_zeros(()),
         )
-        for start in range(0, len(hidden), 16):  # as many rows as ours
-            rows = slice(start, start + 16)
+        for start in range(0, len(hidden), LEAST_ROWS):  # as many as ours
+            rows = slice(start, start + LEAST_ROWS)
             with torch.enable_grad():
                 h, w = hidden[rows].detach().requires_grad_(), weight.detach().requires_grad_()
                 loss = whole_head(Head(h, w), Head(teacher.hidden[rows], teacher.weight), labels[rows])
@@ -231,7 +232,7 @@ def missed(case: str, row: dict[str, float | None]) -> list[str]:
     if ratio is not None and ratio < least:
         found.append(f"{case}: ratio {ratio:.2f}, expected at least {least}")
     if ours is not None and rival is not None:
-        limit = rival + ALLOCATOR if what.startswith(("head", "transport")) else 2.1
+        limit = min(rival, LIGER) if what.startswith("head") else 2.1
         if ours > limit:
             found.append(f"{case}: peak {ours:.2f}, expected at most {limit:.2f}")
     return found

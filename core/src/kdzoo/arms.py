@@ -57,13 +57,17 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
     arms.append(Arm("student", None, "the student alone: the task's own loss, no teacher", default=True))
     if isinstance(task.kd, Baseline) and task.kd.method != card.slug:
         said = _differs(cards.method(task.kd.method))
-        arms.append(Arm(task.kd.method, task.kd.method, "the plain baseline", task.kd.set, default=True, **said))
+        arms.append(
+            Arm(task.kd.method, task.kd.method, "the plain baseline", task.kd.set, default=True, **said)
+        )
     own = _differs(card)
     arms.append(Arm(card.slug, card.slug, card.title, default=True, **own))
     for name, switch in card.switches.items():
         if not switch.tasks or task.slug in switch.tasks:
             text = f"without {card.components[switch.component].text}"
-            arms.append(Arm(f"{card.slug}.without-{name}", card.slug, text, switch.off, switch.default, **own))
+            arms.append(
+                Arm(f"{card.slug}.without-{name}", card.slug, text, switch.off, switch.default, **own)
+            )
     for name, arm in card.arms.items():
         if arm.tasks and task.slug not in arm.tasks:
             continue

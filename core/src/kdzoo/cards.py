@@ -151,10 +151,10 @@ class LayerNeed(_Card, kw_only=True, frozen=True):
 class MethodCard(_Card, kw_only=True, frozen=True):
     """A method: one paper's way to distil.
 
-    `differs` and `why` hold for all arms of the method: one that serves data of its own trains in another order than the
-    student alone. `teacher` lists what it uses of a teacher. `needs` says what it cannot do without: an output, and the
-    setting without which (0, false) it is not needed after all, or "" for always. `layers` and `aligns` (what the method
-    itself brings together where the two sides differ) are read by `kdzoo.pairs`.
+    `differs` and `why` hold for all arms of the method: one that serves data of its own trains in another order than
+    the student alone. `teacher` lists what it uses of a teacher. `needs` says what it cannot do without: an output,
+    and the setting without which (0, false) it is not needed after all, or "" for always. `layers` and `aligns` (what
+    the method itself brings together where the two sides differ) are read by `kdzoo.pairs`.
     """
 
     slug: str

@@ -65,8 +65,10 @@ def test_the_hash_knows_the_text_and_the_labels(reading: Reading) -> None:
 def test_what_is_longer_than_the_context_is_refused() -> None:
     """Positions that were never trained, or a prompt that is cut without a word."""
     short = Reading(vocabularies.load("told-rule"), context=12)
-    with pytest.raises(KdzooError, match=r"train/0 has \d+ tokens of prompt and \d+ of answer.*context is 12"):
-        data = serve(EXAMPLES, {"text": short})
+    data = serve(EXAMPLES, {"text": short})
+    with pytest.raises(
+        KdzooError, match=r"train/0 has \d+ tokens of prompt and \d+ of answer.*context is 12"
+    ):
         data.collate(data.items, ALL, None)
 
 

@@ -25,9 +25,13 @@ from kdzoo.losses.divergences import Temperature
 from kdzoo.losses.fused_checks import check_arguments
 
 # Rows of one chunk of logits: enough that reading the head's weight from memory does not take longer than multiplying
-# with it, at most a 16th of the tokens beyond that, and no more than the device's share of elements.
-LEAST_ROWS, LEAST_ROWS_ACCELERATOR = 16, 128
+# with it (256 x 50,000 on one thread: 842 ms by 16 rows, 496 by 64, 436 by 128, 722 with whole logits), at most a 16th
+# of the tokens beyond that, and no more than the device's share of elements.
+LEAST_ROWS, LEAST_ROWS_ACCELERATOR = 64, 128
 MOST_CPU = 1 << 23  # elements
+WEIGHT_BLOCK = (
+    8192  # rows of the weight whose half-precision product exists at a time, before float32 takes it up
+)
 
 
 class Head(NamedTuple):
@@ -212,7 +216,9 @@ class _Gradients:
             if slope.dtype == self.weight.dtype:
                 self.weight.addmm_(slope.t(), h)
             else:
-                self.weight.add_(torch.mm(slope.t(), h))
+                for start in range(0, self.weight.shape[0], WEIGHT_BLOCK):
+                    rows = slice(start, start + WEIGHT_BLOCK)
+                    self.weight[rows].add_(torch.mm(slope[:, rows].t(), h))
         if self.bias is not None:
             self.bias.add_(slope.sum(0, dtype=self.bias.dtype))
 

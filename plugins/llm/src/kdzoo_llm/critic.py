@@ -48,7 +48,9 @@ class Critic(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, 1),
         )
-        nn.init.constant_(self.head[-1].bias, math.log(prior / (1 - prior)))
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
 
     def forward(self, view: Mapping[str, Tensor]) -> Output:
         """Logits (B, 1) for the statements of a view of `kdzoo_llm.sequences`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from kdzoo.errors import unknown
@@ -32,7 +34,7 @@ def token_divergence(
     Raises:
         KdzooError: no such divergence.
     """
-    options = {"temperature": temperature, "axis": -1, "reduction": "none", "mask": mask}
+    options: dict[str, Any] = {"temperature": temperature, "axis": -1, "reduction": "none", "mask": mask}
     if name == "forward":
         return kl_divergence(student, teacher, **options)
     if name == "reverse":

@@ -28,6 +28,7 @@ from kdzoo.runs import Run
 
 Arguments = dict[str, Batch]  # of the model's forward
 
+
 @hookimpl
 def fit(run: Run) -> bool:
     """Let transformers' Trainer train the steps that are left."""
@@ -95,11 +96,14 @@ class StepTrainer(Trainer):
         """E1, E2: the Trainer's own form fetches all micro-batches first, and core's loader seeds each as it goes."""
         return Turn(epoch_iterator, num_batches), None
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
         """Model and optimiser as core made them, in torch's DDP where core has opened ranks.
 
         accelerate would move the model to a device of its own choice and wrap the loader.
         """
+        assert isinstance(self.model, nn.Module)
         self.model_wrapped = self.kdzoo_run.device_info.wrap(self.model)
         for name in ("model", "optimizer", "lr_scheduler"):
             setattr(self.callback_handler, name, getattr(self, name))
@@ -149,13 +153,13 @@ class Turn(Sequence[Arguments]):
     """The micro-batches of one optimiser step, each fetched when it is its turn."""
 
     def __init__(self, source: Iterator[Arguments], count: int) -> None:
-        self.source, self.count = source, count
+        self.source, self.length = source, count
 
     def __iter__(self) -> Iterator[Arguments]:
-        return islice(self.source, self.count)
+        return islice(self.source, self.length)
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, place: Any) -> Any:
         raise TypeError("micro-batches come in their order only")

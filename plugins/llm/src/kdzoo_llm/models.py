@@ -170,7 +170,8 @@ def _tiny(name: str, tokenizer: PreTrainedTokenizerFast, attention: str) -> PreT
         "attn_implementation": attention,
     }
     if name.startswith("t5"):
-        config = T5Config(**SPECS[name], **ids, decoder_start_token_id=tokenizer.pad_token_id)
+        start: dict[str, Any] = {"decoder_start_token_id": tokenizer.pad_token_id}
+        config = T5Config(**SPECS[name], **ids, **start)
         return T5ForConditionalGeneration(config)
     return LlamaForCausalLM(LlamaConfig(**SPECS[name], **ids, max_position_embeddings=CONTEXT))
 
@@ -193,8 +194,8 @@ def side(name: str, tokenizer: PreTrainedTokenizerFast, vocabulary: str, view: s
     if name not in SPECS:
         return Side(outputs=["logits", "features"], classes=len(tokenizer), vocabulary=vocabulary, view=view)
     spec = SPECS[name]
-    width = spec.get("hidden_size", spec.get("d_model"))
-    depth = spec.get("num_hidden_layers", spec.get("num_layers"))
+    width = int(spec["hidden_size"] if "hidden_size" in spec else spec["d_model"])
+    depth = int(spec["num_hidden_layers"] if "num_hidden_layers" in spec else spec["num_layers"])
     return Side(
         outputs=["logits", "features"],
         classes=len(tokenizer),

@@ -79,12 +79,19 @@ def written(
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     # Every prompt has a last token, even an empty one: its position says what the first token of the answer is.
     stop = end if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
-    return [(start + ids + stop, answer) for ids, answer in zip(_encoded(tokenizer, prompts), said, strict=True)]
+    return [
+        (start + ids + stop, answer) for ids, answer in zip(_encoded(tokenizer, prompts), said, strict=True)
+    ]
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Without special tokens; the backend's own batches, since transformers' wrapper costs ten times the tokenizing."""
-    return [found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    tokenizer.backend_tokenizer.no_truncation()  # the backend keeps what the wrapper's last call asked for
+    tokenizer.backend_tokenizer.no_padding()
+    return [
+        found.ids
+        for found in tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    ]
 
 
 def serve(

@@ -1,11 +1,11 @@
 """A handbook that is read, then known by heart (task `handbook`): what Prompt Distillation is for (arXiv 2412.14964).
 
-A page tells three things each of two machines with invented names. The base model has learned to answer questions about
+A page tells three things of a machine with an invented name. The base model has learned to answer questions about
 a page in its prompt (`base_examples`), on pages whose facts are drawn anew every time, so it knows how to read and none
 of the handbook's facts.
 
-    teacher  Velm is red. Anna runs Velm. ... Torin is blue. What colour is Velm?     reads the page
-    student  What colour is Velm?                                                     must come to know it
+    teacher  Velm is red. Velm makes soap. Anna runs Velm. What colour is Velm?     reads the page
+    student  What colour is Velm?                                                   must come to know it
     answer   red
 
 Every fact is asked for in `ASKED` wordings. Splits share the facts, which are what is to be learned, never a wording:
@@ -32,7 +32,7 @@ SPLITS = ("train", "pool", "val", "test")
 BASE_SIZES = {"train": 20_000, "val": 400}
 ASK = "Ask:"
 ASKING = 15  # percent of the base model's examples that make a question
-MACHINES, TOLD = 2, 3  # a page: so many machines, so many things told about each
+TOLD = 3  # things that a page tells of its machine
 WORDINGS = {"train": (0, 1), "pool": (2, 3, 4), "val": (5,), "test": (6,)}
 """Split -> places in a relation's questions."""
 
@@ -133,7 +133,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Facts about `MACHINES` machines, the same relations of each, in any order."""
+    """Facts about one machine, in any order."""
 
     facts: tuple[Fact, ...]
 
@@ -146,11 +146,7 @@ class Page:
 @cache
 def pages() -> tuple[Page, ...]:
     """The handbook: each name on one page."""
-    found = []
-    for number in range(len(NAMES) // MACHINES):
-        names = NAMES[number * MACHINES : (number + 1) * MACHINES]
-        found.append(_page(names, draws(mix("handbook", "page", number))))
-    return tuple(found)
+    return tuple(_page(name, draws(mix("handbook", "page", name))) for name in NAMES)
 
 
 @cache
@@ -159,14 +155,11 @@ def known() -> frozenset[Fact]:
     return frozenset(fact for page in pages() for fact in page.facts)
 
 
-def _page(names: tuple[str, ...], draw: Draw) -> Page:
+def _page(name: str, draw: Draw) -> Page:
     relations = _shuffled(list(RELATIONS), draw)[:TOLD]
-    facts = []
-    for relation in relations:
-        # Two machines never agree: a right answer must come from the machine asked for.
-        values = _shuffled(list(RELATIONS[relation].values), draw)
-        facts += [Fact(name, relation, value) for name, value in zip(names, values, strict=False)]
-    return Page(tuple(_shuffled(facts, draw)))
+    values = [RELATIONS[relation].values for relation in relations]
+    facts = (Fact(name, r, of[draw(0, len(of) - 1)]) for r, of in zip(relations, values, strict=True))
+    return Page(tuple(facts))
 
 
 def _shuffled(rows: list[T], draw: Draw) -> list[T]:
@@ -248,9 +241,7 @@ def _base_examples(split: str) -> tuple[Example, ...]:
         draw = draws(mix("handbook", "base", split, number))
         page = None
         while page is None or not known().isdisjoint(page.facts):
-            first = draw(0, len(NAMES) - 1)
-            second = (first + draw(1, len(NAMES) - 1)) % len(NAMES)
-            page = _page((NAMES[first], NAMES[second]), draw)
+            page = _page(NAMES[draw(0, len(NAMES) - 1)], draw)
         fact = page.facts[draw(0, len(page.facts) - 1)]
         question = fact.question(draw(0, ASKED - 1))
         asks = draw(1, 100) <= ASKING

@@ -19,6 +19,7 @@ from kdzoo_llm.data.word_problems import draws
 from kdzoo_llm.examples import Example
 
 READ = ("train", "pool")
+EVERY = 3
 _QUESTION = re.compile(
     rf"(to )?([^()]+) \(([^()]+)\) ({'|'.join(map(re.escape, relations.RELATIONS.values()))})"
 )
@@ -61,14 +62,15 @@ def question(text: str) -> tuple[str, str] | None:
 
 
 def lists(listed: int) -> list[Example]:
-    """Questions about the heads of train, and what comes next: each question of train and pool once.
+    """Questions about the heads of train, and what comes next: one in `EVERY` of the questions of train and pool.
 
     Args:
         listed: questions that stand before it.
     """
-    seeds, found = questions("train"), []
+    seeds = questions("train")
+    found: list[Example] = []
     for split in READ:
-        for answer in questions(split):
+        for answer in questions(split)[::EVERY]:
             draw = draws(mix("word-relations", "listed", answer))
             before = [seeds[draw(0, len(seeds) - 1)] for _ in range(listed)]
             found.append(Example(f"listed/{len(found)}", " ".join(before), answer))

@@ -36,13 +36,23 @@ if TYPE_CHECKING:
 
 Similarity = Callable[[Sequence[int], Sequence[int]], float]
 SIMILARITY: dict[str, Similarity] = {"bleu": sentence_bleu, "gleu": sentence_gleu}
-OF_DECODING = ("vocabulary", "teacher*", "context", "answer_tokens", "eval_batch", "kbest", "length_penalty", "teaching")
+OF_DECODING = (
+    "vocabulary",
+    "teacher*",
+    "context",
+    "answer_tokens",
+    "eval_batch",
+    "kbest",
+    "length_penalty",
+    "teaching",
+)
 TEACHER = Role("teacher", "frozen", "task")
 
 
 def plan(cfg: Settings) -> list[Stage]:
     """Decode, train, interpolate, prune: what the settings ask for. The steps of all trainings sum to `steps`."""
-    stages, decoded = [], ()
+    stages: list[Stage] = []
+    decoded: tuple[str, ...] = ()
     student = Role("student", "train", "task" if cfg.start == "teacher" else "init")
     taught_by = (TEACHER,) if cfg.word_weight else ()
     if cfg.answers == "mode" or cfg.inter_steps:
@@ -69,7 +79,11 @@ def plan(cfg: Settings) -> list[Stage]:
             fit_stage(
                 f"prune-{number}",
                 needs=(last, *decoded),
-                set={"pruned": cfg.prune_to * number / rounds, "steps": cfg.prune_steps, "lr": cfg.lr * cfg.prune_lr_scale},
+                set={
+                    "pruned": cfg.prune_to * number / rounds,
+                    "steps": cfg.prune_steps,
+                    "lr": cfg.lr * cfg.prune_lr_scale,
+                },
                 roles=(Role("student", "train", f"stage:{last}"), *taught_by),
             )
         )
@@ -126,7 +140,9 @@ def best_answer(
         return reference
     if similarity is None:
         return usable[0]
-    (right, *said) = [ids[:-1] for _, ids in written(tokenizer, [""] * (len(usable) + 1), [reference, *usable])]
+    (right, *said) = [
+        ids[:-1] for _, ids in written(tokenizer, [""] * (len(usable) + 1), [reference, *usable])
+    ]
     values = [similarity(ids, right) for ids in said]
     return usable[values.index(max(values))]
 

@@ -67,7 +67,8 @@ FORMS = 8
 def plan(cfg: Settings) -> list[Stage]:
     """The stages of an arm; all seeds share what the teacher writes and what people say of it."""
     _check(cfg)
-    stages, before = [], ()
+    stages: list[Stage] = []
+    before: tuple[str, ...] = ()
     if cfg.heads == "written":
         stages.append(
             Stage(

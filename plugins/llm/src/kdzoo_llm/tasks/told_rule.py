@@ -15,7 +15,17 @@ from kdzoo_llm.language import Scores, build_model, check_pair, evaluate, loss_t
 if TYPE_CHECKING:
     from kdzoo.runs import Run
 
-__all__ = ["build_model", "check_pair", "data", "evaluate", "examples", "fit", "judge", "loss_terms", "teacher_prompt"]
+__all__ = [
+    "build_model",
+    "check_pair",
+    "data",
+    "evaluate",
+    "examples",
+    "fit",
+    "judge",
+    "loss_terms",
+    "teacher_prompt",
+]
 
 
 def examples(run: Run, split: str) -> list[Example]:
@@ -36,7 +46,9 @@ def teacher_prompt(example: Example) -> str:
 
 def judge(run: Run, asked: list[Example], answers: list[str]) -> Scores:
     """Whether an answer is the operator's value, on all inputs and on longer ones than the training shows."""
-    right = torch.tensor([rules.follows(answer, example) for answer, example in zip(answers, asked, strict=True)])
+    right = torch.tensor(
+        [rules.follows(answer, example) for answer, example in zip(answers, asked, strict=True)]
+    )
     far = torch.tensor([rules.out_of_domain(example) for example in asked])
     found: dict[str, torch.Tensor | float] = {"accuracy": right.float()}
     if far.any():

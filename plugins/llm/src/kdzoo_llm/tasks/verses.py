@@ -20,7 +20,7 @@ MEASURED = {"val": 500, "test": 1500}
 
 
 def examples(run: Run, split: str) -> list[Example]:
-    """Verses of 8 to 32 words; `labelled` of the training ones, spread over all books, have their rest."""
+    """Verses of 8 words or more; `labelled` of the training ones, spread over all books, have their rest."""
     found = verses.continuations(split)
     count = int(run.cfg["labelled"]) if split == "train" else MEASURED.get(split, len(found))
     return found[:: len(found) // count][:count] if count < len(found) else found
