@@ -14,7 +14,11 @@ TINY = ("student=llama-xs", "teacher=llama-xs", "eval_answers=8", "val_answers=8
 
 class TestContract(MethodContract):
     plugin = "llm"
-    settings: ClassVar[Mapping[str, Sequence[str]]] = {"rule-reading": TINY}
+    settings: ClassVar[Mapping[str, Sequence[str]]] = {
+        "rule-reading": (*TINY, "labelled=200"),
+        "verses": ("student=llama-xs", "teacher=llama-xs"),
+        "verse-translation": ("student=t5-xs", "teacher=t5-xs", "eval_answers=8", "val_answers=8", "batch=4"),
+    }
     rows = 32
 
 

@@ -17,7 +17,7 @@ from kdzoo_llm.engine import refuse_launchers
 
 def trained(home: Path, *settings: str) -> dict[str, torch.Tensor]:
     """Weights of a student of rule-reading after two steps of eight prompts."""
-    common = ("student=llama-xs", "steps=2", "batch=8", "warmup=0", "val_answers=2", "clip=0")
+    common = ("student=llama-xs", "steps=2", "batch=8", "warmup=0", "val_answers=2", "clip=0", "labelled=200")
     request = Request("token-kd", task="rule-reading", arms="student", seeds=1, set=(*common, *settings))
     plan = make_plan(request)
     spec = next(one for one in plan.runs[("student", 0)] if one.stage.name == "fit")
