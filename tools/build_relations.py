@@ -54,12 +54,12 @@ POINTERS = {  # relation -> WordNet's pointer symbols, wninput(5)
     "entails": ("*",), "causes": (">",), "similar": ("&",), "antonym": ("!",), "attribute": ("=",),
 }  # fmt: skip
 TRANSITIVE = ("hypernym", "part_of", "has_part", "entails")
-KINDS_OF = 20  # a word is given as a hypernym if it is one of at least so many heads,
+KINDS_OF = 60  # a word is given as a hypernym if it is one of at least so many heads,
 AT_MOST = {
     "n": 0.12,
     "v": 0.2,
 }  # and of at most this share of them: an entity or an act is too general to be an answer
-LIKE = 3  # a word is given as similar to a head if it is to at least so many
+LIKE = 10  # a word is given as similar to a head if it is to at least so many
 HINT = 8  # words
 SHARES = {"train": 40, "pool": 38, "val": 8, "test": 14}  # percent of the head lemmas
 FUNCTION_WORDS = frozenset(

@@ -31,7 +31,7 @@ SPACE = "▁"  # stands for a space, as in SentencePiece
 PIECES = f"{SPACE}?-->|{SPACE}?@@@|{SPACE}?[A-Za-z]+|{SPACE}?[0-9]+|{SPACE}?[^\\sA-Za-z0-9{SPACE}]|{SPACE}"
 NUMBERS = PIECES.replace("[0-9]|", "[0-9]+|")
 NUMBERS = " ".join(map(str, range(100)))  # a problem's mistaken steps may reach any of them
-BPE_SIZE = 2000
+BPE_SIZE = 4000
 
 
 def words(texts: Iterable[str]) -> Tokenizer:

@@ -16,7 +16,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
     "kdzoo": "core",
-    "kdzoo_llm": "plugins/llm",
     "kdzoo_segmentation": "plugins/segmentation",
     "kdzoo_vision": "plugins/vision",
 }
@@ -67,7 +66,6 @@ def test_a_wheel_holds_what_the_source_holds(wheels: dict[str, Path], name: str)
     ("name", "licence", "files"),
     [
         ("kdzoo", "Apache-2.0", ["LICENSE"]),
-        ("kdzoo_llm", "Apache-2.0 AND MIT AND LicenseRef-WordNet-3.0", ["LICENSE", "NOTICE"]),
         (
             "kdzoo_segmentation",
             "Apache-2.0 AND BSD-3-Clause AND CC-BY-4.0 AND CC-BY-2.0 AND CC0-1.0",
@@ -88,14 +86,6 @@ def test_a_wheel_carries_its_licences(wheels: dict[str, Path], name: str, licenc
 
 
 OWNERS = {
-    "llm": {
-        "lint": ("Charles Marsh", "MIT License"),
-        "relations": ("WordNet 3.0", "Princeton University"),
-        "text": ("tools/train_tokenizers.py",),
-        "tokenizer": ("tools/build_word_vocabularies.py",),
-        "verses": ("Reina-Valera 1909", "sword-text-web"),
-        "word": ("tools/build_word_vocabularies.py",),
-    },
     "vision": {
         "emoji": ("Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0"),
         "fashion": ("Fashion-MNIST", "Zalando"),
