@@ -44,6 +44,7 @@ def a_run(dense: bool, asked: list[str]) -> Any:
 
     return SimpleNamespace(
         stage="evaluate",
+        view="image",
         models={"student": Maps(dense), "teacher": Maps(dense)},
         shipped=lambda: [("student", "")],
         data=lambda split: data,
