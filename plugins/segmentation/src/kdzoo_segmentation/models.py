@@ -88,16 +88,10 @@ def head(
     channels: int,
     norm: dict[str, Any] = BN,
     dilations: tuple[int, ...] = (1, 12, 24, 36),
-    init: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A decode head of mmseg on the backbone's maps of these widths.
-
-    `dilations` are those of ASPP, `init` how the classifier starts; without, normal with mmseg's sd of 0.01.
-    """
+    """A decode head of mmseg on the backbone's maps of these widths; `dilations` are those of ASPP."""
     last = len(widths) - 1
     shared = {"channels": channels, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.1}
-    if init is not None:
-        shared["init_cfg"] = init | {"override": {"name": "conv_seg"}}
     forms: dict[str, dict[str, Any]] = {
         "fcn": {"type": "FCNHead", "num_convs": 1, "kernel_size": 3, "concat_input": False},
         "psp": {"type": "PSPHead", "pool_scales": (1, 2, 3, 6)},
@@ -130,22 +124,6 @@ def _tiny(base: int, kind: str, channels: int, depth: int = 18) -> dict[str, Any
         "head": kind,
         "channels": channels,
         **({"dilations": SMALL} if kind == "aspp" else {}),
-    }
-
-
-def _short(base: int, kind: str, channels: int) -> dict[str, Any]:
-    """The first three stages, twice as wide for the cost of `_tiny`'s four.
-
-    Colours and drawings pass the narrow first stages of `_tiny` too slowly, and a classifier that starts near 0 holds
-    back all that is below it for hundreds of steps.
-    """
-    spec = _tiny(base, kind, channels)
-    stages = {"num_stages": 3, "out_indices": (0, 1, 2), "strides": (1, 2, 1), "dilations": (1, 1, 2)}
-    return {
-        **spec,
-        "backbone": spec["backbone"] | stages,
-        "widths": spec["widths"][:3],
-        "init": {"type": "Kaiming", "mode": "fan_in"},
     }
 
 
@@ -187,9 +165,6 @@ SPECS: dict[str, dict[str, Any]] = {
     "deeplabv3p-r18-s-aux": _tiny(16, "aspp", 32) | {"auxiliary": 16},
     "deeplabv3p-r34-xs": _tiny(8, "aspp", 16, depth=34),
     "deeplabv3p-r18-m": _tiny(24, "aspp", 48),
-    "fcn-r18x3-s": _short(16, "fcn", 16),
-    "deeplabv3p-r18x3-s": _short(16, "aspp", 32),
-    "deeplabv3p-r18x3-m": _short(32, "aspp", 32),
     "deeplabv3p-mv2-xs": _mobile(0.25, [8, 8, 24, 80], 16, BN) | {"dilations": SMALL},
     "segformer-xs": _segformer(8, (1, 1, 1, 1), (1, 2, 4, 8), 16),
     "segformer-s": _segformer(16, (2, 2, 2, 2), (1, 2, 4, 8), 64),
@@ -291,7 +266,7 @@ def build(name: str, *, classes: int, channels: int = 3, initialise: bool = True
         raise unknown("segmentation model", name, SPECS, f"Known: {', '.join(SPECS)}.")
     spec = SPECS[name]
     norm = spec["backbone"].get("norm_cfg", BN)
-    chosen = {name: spec[name] for name in ("dilations", "init") if name in spec}
+    chosen = {name: spec[name] for name in ("dilations",) if name in spec}
     decoder = head(spec["head"], spec["widths"], spec["channels"], norm, **chosen) | {"num_classes": classes}
     helper = None
     if "auxiliary" in spec:
