@@ -119,6 +119,27 @@ def test_the_baseline_of_another_method(write_cards: Any) -> None:
     assert arms["toy-kd"].default
 
 
+def test_what_a_whole_method_differs_in_holds_for_all_its_arms(write_cards: Any) -> None:
+    """Each arm would have to say it again; one that forgets is refused after its training."""
+    own = 'differs = ["order"]\nwhy = "its own data"\n\n[paper]'
+    found = cards_of(write_cards)
+    add_method(found, "my-kd", ("[paper]", own))
+    arms = arms_of(found, found.methods["my-kd"], found.tasks["toy-task"])
+    mine = {name: arm for name, arm in arms.items() if arm.method == "my-kd"}
+    assert {"my-kd", "my-kd.without-soft", "my-kd.longer"} <= set(mine)
+    assert all("order" in arm.differs and "its own data" in arm.why for arm in mine.values())
+    assert set(mine["my-kd.longer"].differs) == {"order", "steps"}
+    assert "twice the steps" in mine["my-kd.longer"].why
+    assert [arms[name].differs for name in ("student", "toy-kd")] == [(), ()]
+
+
+def test_a_method_that_differs_must_say_why(write_cards: Any) -> None:
+    """A table with a star and no reason below it."""
+    package: Path = write_cards(method=("[paper]", 'differs = ["order"]\n\n[paper]'))
+    found = catalog.collect([package / "methods", package / "tasks"])
+    assert "differs = ['order'] needs a why" in found.broken["toy-kd"]
+
+
 def test_a_task_without_baseline_and_teacher(write_cards: Any) -> None:
     """The columns are absent, not empty."""
     found = cards_of(write_cards, task=('kd = { method = "toy-kd" }', 'kd = "none: no logits"'))

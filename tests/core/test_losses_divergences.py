@@ -85,7 +85,7 @@ def test_size_decides_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **settings: object) -> Tensor:
         raise RuntimeError("chunked")
 
-    monkeypatch.setattr(divergences, "chunked_kl", refuse)
+    monkeypatch.setattr(divergences, "chunked", refuse)
     settings = {"temperature": 1.0, "axis": -1, "reduction": "sum"}
     large, small = torch.zeros(3, 50_000), torch.zeros(64, 100)
     with pytest.raises(RuntimeError, match="chunked"):

@@ -78,7 +78,7 @@ def arms_of(cards: Catalog, card: MethodCard, task: TaskCard) -> dict[str, Arm]:
             arm.set,
             arm.default,
             tuple(dict.fromkeys((*card.differs, *arm.differs))),
-            arm.why or card.why,
+            " ".join(filter(None, (card.why, arm.why))),
             arm.control,
             arm.until,
         )

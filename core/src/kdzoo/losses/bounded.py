@@ -10,15 +10,11 @@ differ by orders of magnitude. A share of the side that is averaged over, mixed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from kdzoo.losses import divergences
-from kdzoo.losses.chunk_forms import Form, SkewKL, SkewReverseKL, TotalVariation
-from kdzoo.losses.divergences import Temperature, check_pair, expected_log_ratio, log_mixture, log_pair
-from kdzoo.losses.masks import Reduction, reduce
-from kdzoo.losses.vocabulary import chunked
+from kdzoo.losses.chunk_forms import SkewKL, SkewReverseKL, TotalVariation
+from kdzoo.losses.divergences import Temperature, divergence_of, expected_log_ratio, log_mixture
+from kdzoo.losses.masks import Reduction
 
 
 def skew_kl(
@@ -69,7 +65,7 @@ def skew_kl(
         return expected_log_ratio(log_p, log_mixture(log_p, log_q, alpha), axis)
 
     pair = (student_logits, teacher_logits)
-    return _reduced(SkewKL(alpha), plain, pair, temperature, axis, reduction, mask, teacher_grad)
+    return divergence_of(SkewKL(alpha), plain, pair, temperature, axis, reduction, mask, teacher_grad)
 
 
 def skew_reverse_kl(
@@ -109,7 +105,7 @@ def skew_reverse_kl(
         return expected_log_ratio(log_q, log_mixture(log_q, log_p, alpha), axis)
 
     pair = (student_logits, teacher_logits)
-    return _reduced(SkewReverseKL(alpha), plain, pair, temperature, axis, reduction, mask, teacher_grad)
+    return divergence_of(SkewReverseKL(alpha), plain, pair, temperature, axis, reduction, mask, teacher_grad)
 
 
 def total_variation(
@@ -140,7 +136,7 @@ def total_variation(
         return 0.5 * (log_q.exp() - log_p.exp()).abs().sum(axis)
 
     pair = (student_logits, teacher_logits)
-    return _reduced(TotalVariation(), plain, pair, temperature, axis, reduction, mask, teacher_grad)
+    return divergence_of(TotalVariation(), plain, pair, temperature, axis, reduction, mask, teacher_grad)
 
 
 def _check_share(alpha: float, instead: str) -> None:
@@ -149,22 +145,3 @@ def _check_share(alpha: float, instead: str) -> None:
             f"alpha: got {alpha}, expected 0 < alpha < 1; outside, the mixture is no distribution or the divergence "
             f"another one. Take {instead}"
         )
-
-
-def _reduced(
-    form: Form,
-    plain: Callable[[Tensor, Tensor, int], Tensor],
-    pair: tuple[Tensor, Tensor],
-    temperature: Temperature,
-    axis: int,
-    reduction: Reduction,
-    mask: Tensor | None,
-    teacher_grad: bool,
-) -> Tensor:
-    """Check, take the plain form for few logits or a teacher that learns, the chunked one else, and reduce."""
-    axis, temperatures = check_pair(*pair, temperature, axis, reduction, mask)
-    if teacher_grad or pair[0].numel() <= divergences.SMALL:
-        values = plain(*log_pair(*pair, temperatures, axis, mask, teacher_grad), axis)
-    else:
-        values = chunked(form, *pair, temperature=temperatures, axis=axis, mask=mask)
-    return reduce(values, reduction=reduction, mask=mask)

@@ -22,13 +22,14 @@ Common to all functions here:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from kdzoo.losses.chunk_forms import JensenShannon, ReverseKL
+from kdzoo.losses.chunk_forms import KL, Form, JensenShannon, ReverseKL
 from kdzoo.losses.masks import Reduction, blank, check_mask, check_reduction, reduce
-from kdzoo.losses.vocabulary import accumulation_dtype, chunked, chunked_kl
+from kdzoo.losses.vocabulary import accumulation_dtype, chunked
 
 Temperature = float | tuple[float, float]
 
@@ -77,13 +78,12 @@ def kl_divergence(
         >>> round(kl.item(), 4)  # log 2 - H(3/4, 1/4)
         0.1308
     """
-    axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, reduction, mask)
-    if teacher_grad or student_logits.numel() <= SMALL:
-        log_q, log_p = log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
-        values = expected_log_ratio(log_p, log_q, axis)
-    else:
-        values = chunked_kl(student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask)
-    return reduce(values, reduction=reduction, mask=mask)
+
+    def plain(log_q: Tensor, log_p: Tensor, axis: int) -> Tensor:
+        return expected_log_ratio(log_p, log_q, axis)
+
+    pair = (student_logits, teacher_logits)
+    return divergence_of(KL(), plain, pair, temperature, axis, reduction, mask, teacher_grad)
 
 
 def reverse_kl(
@@ -109,15 +109,10 @@ def reverse_kl(
         >>> round(kl.item(), 4)  # log 2 - (log 3) / 2
         0.1438
     """
-    axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, reduction, mask)
-    if teacher_grad or student_logits.numel() <= SMALL:
-        log_q, log_p = log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
-        values = expected_log_ratio(log_q, log_p, axis)
-    else:
-        values = chunked(
-            ReverseKL(), student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask
-        )
-    return reduce(values, reduction=reduction, mask=mask)
+    pair = (student_logits, teacher_logits)
+    return divergence_of(
+        ReverseKL(), expected_log_ratio, pair, temperature, axis, reduction, mask, teacher_grad
+    )
 
 
 def js_divergence(
@@ -157,16 +152,14 @@ def js_divergence(
             f"beta: got {beta}, expected 0 < beta < 1; at 0 and 1 this divergence is 0 for any student. "
             "Take kl_divergence (the limit at 0) or reverse_kl (the limit at 1)"
         )
-    axis, temperatures = check_pair(student_logits, teacher_logits, temperature, axis, reduction, mask)
-    if teacher_grad or student_logits.numel() <= SMALL:
-        log_q, log_p = log_pair(student_logits, teacher_logits, temperatures, axis, mask, teacher_grad)
+
+    def plain(log_q: Tensor, log_p: Tensor, axis: int) -> Tensor:
         log_m = log_mixture(log_p, log_q, beta)
         teachers, students = expected_log_ratio(log_p, log_m, axis), expected_log_ratio(log_q, log_m, axis)
-        values = beta * teachers + (1.0 - beta) * students
-    else:
-        form = JensenShannon(beta)
-        values = chunked(form, student_logits, teacher_logits, temperature=temperatures, axis=axis, mask=mask)
-    return reduce(values, reduction=reduction, mask=mask)
+        return beta * teachers + (1.0 - beta) * students
+
+    pair = (student_logits, teacher_logits)
+    return divergence_of(JensenShannon(beta), plain, pair, temperature, axis, reduction, mask, teacher_grad)
 
 
 def soft_cross_entropy(
@@ -223,6 +216,32 @@ def _log_softmax(logits: Tensor, temperature: float, axis: int, dtype: torch.dty
     if logits.dtype != dtype:
         logits = logits.to(dtype)
     return torch.log_softmax(logits if temperature == 1.0 else logits / temperature, axis)
+
+
+def divergence_of(
+    form: Form,
+    plain: Callable[[Tensor, Tensor, int], Tensor],
+    pair: tuple[Tensor, Tensor],
+    temperature: Temperature,
+    axis: int,
+    reduction: Reduction,
+    mask: Tensor | None,
+    teacher_grad: bool,
+) -> Tensor:
+    """Check, take the plain form for few logits or a teacher that learns, the chunked one else, and reduce.
+
+    Args:
+        form: the divergence in chunks.
+        plain: the same of (log q, log p, axis), for autograd.
+        pair: logits of student and teacher.
+        others: as in `kl_divergence`.
+    """
+    axis, temperatures = check_pair(*pair, temperature, axis, reduction, mask)
+    if teacher_grad or pair[0].numel() <= SMALL:
+        values = plain(*log_pair(*pair, temperatures, axis, mask, teacher_grad), axis)
+    else:
+        values = chunked(form, *pair, temperature=temperatures, axis=axis, mask=mask)
+    return reduce(values, reduction=reduction, mask=mask)
 
 
 def check_pair(

@@ -266,8 +266,8 @@ def build(name: str, *, classes: int, channels: int = 3, initialise: bool = True
         raise unknown("segmentation model", name, SPECS, f"Known: {', '.join(SPECS)}.")
     spec = SPECS[name]
     norm = spec["backbone"].get("norm_cfg", BN)
-    chosen = {name: spec[name] for name in ("dilations",) if name in spec}
-    decoder = head(spec["head"], spec["widths"], spec["channels"], norm, **chosen) | {"num_classes": classes}
+    rates = {"dilations": spec["dilations"]} if "dilations" in spec else {}
+    decoder = head(spec["head"], spec["widths"], spec["channels"], norm, **rates) | {"num_classes": classes}
     helper = None
     if "auxiliary" in spec:
         helper = auxiliary(spec["widths"], spec["auxiliary"], norm) | {"num_classes": classes}
