@@ -34,7 +34,9 @@ def test_a_method_serves_what_it_has_generated(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(
-    "method", [None, SimpleNamespace(), SimpleNamespace(data=lambda run, split: None)], ids=str
+    "method",
+    [None, SimpleNamespace(), SimpleNamespace(data=lambda run, split: None)],
+    ids=["no method", "no data", "none here"],
 )
 def test_else_the_task_serves(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
     """A stage without any data, because the method has none for it."""
