@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kdzoo.errors import KdzooError
 from kdzoo_llm.data.digits import DIGITS, read, spell
 from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.mistakes import Mistake
@@ -45,7 +46,11 @@ class Step(NamedTuple):
 
 
 def draw(draws: Draws, ranges: Ranges) -> str:
-    """A problem whose values stay in LOWEST ... HIGHEST."""
+    """A problem whose values stay in LOWEST ... HIGHEST.
+
+    Raises:
+        KdzooError: the ranges lead outside.
+    """
     person, thing = draws.one(PEOPLE), draws.one(THINGS)
     number = draws.between(*ranges.steps)
     if product := draws.chance(ranges.products):
@@ -58,9 +63,10 @@ def draw(draws: Draws, ranges: Ranges) -> str:
     for _ in range(number - product):
         change = draws.between(*ranges.change)
         fits = [sign for sign in (1, -1) if LOWEST <= value + sign * change <= HIGHEST]
-        if not fits:
-            raise ValueError(
-                f"{ranges} lead to {value} plus or minus {change}, outside {LOWEST} ... {HIGHEST}"
+        if not fits or not LOWEST <= value <= HIGHEST:
+            raise KdzooError(
+                f"{ranges} lead to {value} plus or minus {change}, expected values in {LOWEST} ... {HIGHEST}: others "
+                "could not be written with two digits, or a slip could not. Narrow the ranges."
             )
         sign = draws.one(fits)
         value += sign * change
