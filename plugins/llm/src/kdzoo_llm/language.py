@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdzoo.errors import KdzooError
+from kdzoo.cards import Side, TaskCard
 from kdzoo.hookspecs import hookimpl
 from kdzoo.losses.divergences import kl_divergence
 from kdzoo.method import Batch, Metric, Output, Term
@@ -128,15 +128,15 @@ def taught(run: Run, role: str = "teacher") -> Output:
     return run.signal(role, TEACHER if TEACHER in run.batch.views else TEXT)
 
 
-def same_vocabulary(run: Run) -> None:
-    """Refuse a teacher whose ids mean other tokens; for methods that compare token by token."""
-    student, teacher = vocabulary_of(run.cfg, "student"), vocabulary_of(run.cfg, "teacher")
-    if student.hash != teacher.hash:
-        raise KdzooError(
-            f"the student reads {student.name!r} ({student.size:,} ids), the teacher {teacher.name!r} "
-            f"({teacher.size:,} ids): token k of one is not token k of the other, so their distributions cannot be "
-            "compared entry by entry. Give both one vocabulary, or use uld, which compares sorted probabilities."
-        )
+def check_pair(task: TaskCard, cfg: Mapping[str, Any]) -> dict[str, Side]:
+    """What both sides give and which ids they mean: a task's module hands this to core, which refuses a teacher whose
+    tokens are others before any weights are loaded."""
+    shared = {"outputs": ["logits", "features"]}
+    sides = {"student": TEXT, "teacher": TEXT}
+    return {
+        role: Side(**shared, vocabulary=vocabulary_of(cfg, role).hash, view=view)  # type: ignore[arg-type]
+        for role, view in sides.items()
+    }
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -212,7 +212,10 @@ def answers(run: Run, role: str, split: str, way: Way | None = None) -> list[str
     """What a model writes for every row of a split: greedily, up to `answer_length` tokens, unless `way` says else."""
     data, model = run.data(split), run.models[role]
     assert isinstance(model, LanguageModel)
-    way = way or Way(int(run.cfg["answer_length"]), beams=int(run.cfg.get("eval.beams", 1)))
+    way = way or Way(
+        int(run.cfg["answer_length"]),
+        beams=int(run.cfg.get("eval.beams", 1)) if run.stage == "evaluate" else 1,
+    )
     rows = data.items.encoded(TEXT)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     texts = [""] * len(rows)
