@@ -26,7 +26,7 @@ SWAPS = (
     "alice has the ball , bob has the cup , claire has the hat . alice and bob swap . claire and alice swap . "
     "what does claire have ?"
 )
-SUMS = "tom has 3 bags of 4 apples . tom buys 1 9 more . tom loses 8 . how many apples does tom have ?"
+SUMS = "tom has 3 bags of 4 apples . tom buys 1 9 . tom loses 0 8 . how many apples does tom have ?"
 
 
 def asked(prompt: str, *draws: float) -> SimpleNamespace:
@@ -61,7 +61,7 @@ def slow_answer(question: str) -> str:
     total = int(first) * int(second or 1)
     for verb, number in re.findall(r"(buys|finds|gets|drops|loses|sells) (\d+)", joined):
         total += int(number) if verb in ("buys", "finds", "gets") else -int(number)
-    return " ".join(str(total))
+    return " ".join(f"{total:02}")
 
 
 # ---- shared parts
@@ -175,7 +175,7 @@ def test_reasoning_by_hand():
     )
     assert (
         reasoning.rationale(Example("x", SUMS, ""))
-        == "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 8 is 2 3"
+        == "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 0 8 is 2 3"
     )
     assert slow_answer(SWAPS) == "cup"
     assert slow_answer(SUMS) == "2 3"
@@ -248,13 +248,13 @@ def test_script_by_hand():
     assert reasoning.script(asked(SUMS, 0.2, 0, 0, 0)) == f"{right} --> 2 3"
     # The first step, the first slip (+1), gone on from; the same, not gone on from; the last step counts in any case.
     assert reasoning.script(asked(SUMS, 0.19, 0, 0, 0)) == (
-        "3 times 4 is 1 3 ; 1 3 plus 1 9 is 3 2 ; 3 2 minus 8 is 2 4 --> 2 4"
+        "3 times 4 is 1 3 ; 1 3 plus 1 9 is 3 2 ; 3 2 minus 0 8 is 2 4 --> 2 4"
     )
     assert reasoning.script(asked(SUMS, 0.19, 0, 0, 0.9)) == (
-        "3 times 4 is 1 3 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 8 is 2 3 --> 2 3"
+        "3 times 4 is 1 3 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 0 8 is 2 3 --> 2 3"
     )
     assert reasoning.script(asked(SUMS, 0.19, 0.99, 0.2, 0.9)) == (
-        "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 8 is 2 2 --> 2 2"
+        "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 0 8 is 2 2 --> 2 2"
     )
     # No swap where there is one, in the first and in the last place.
     assert reasoning.script(asked(SWAPS, 0.1, 0, 0, 0)) == (

@@ -1,6 +1,7 @@
 """Questions of the kind "tracking shuffled objects": three people swap what they hold (BIG-bench's names).
 
-A state is written in the order of PEOPLE, so that each holder's object has its place in the chain of thought.
+A state is written in the order of PEOPLE, so that each holder's object has its place in the chain of thought, and so
+is a pair that swaps: no two questions differ in nothing but that order.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.mistakes import Mistake
 
 PEOPLE = ("alice", "bob", "claire")  # google/BIG-bench, task tracking_shuffled_objects with three objects
-OBJECTS = ("ball", "book", "cup", "hat", "key", "lamp", "map", "pen", "ring", "rope", "shoe", "spoon")
+OBJECTS = ("ball", "book", "cup", "hat", "key")  # three of them: 4,860 different questions with three swaps
 PAIRS = tuple((a, b) for a in PEOPLE for b in PEOPLE if a < b)
 
 
@@ -17,7 +18,7 @@ def draw(draws: Draws, swaps: tuple[int, int]) -> str:
     """A question with a number of swaps in this range, both ends included."""
     held = draws.some(OBJECTS, len(PEOPLE))
     start = " , ".join(f"{person} has the {thing}" for person, thing in zip(PEOPLE, held, strict=True))
-    pairs = [draws.some(PEOPLE, 2) for _ in range(draws.between(*swaps))]
+    pairs = [draws.one(PAIRS) for _ in range(draws.between(*swaps))]
     moves = " ".join(f"{a} and {b} swap ." for a, b in pairs)
     return f"{start} . {moves} what does {draws.one(PEOPLE)} have ?"
 
