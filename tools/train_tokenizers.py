@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from kdzoo_llm.data import verses
+from kdzoo_llm.data import relations, verses
 from kdzoo_llm.vocabularies import SPECIALS
 
 FILES = Path(__file__).parents[1] / "plugins/llm/src/kdzoo_llm/data/files"
@@ -32,7 +32,10 @@ TOKENIZERS: dict[str, tuple[Callable[[], Iterable[str]], int]] = {
     "verses-1k": (verses.texts, 1000),
     "verses-2k": (verses.texts, 2000),
     "phrases-2k": (phrase_texts, 2000),
+    "relations-2k": (relations.texts, 2000),
 }
+# One token each; the blanks around them are a part of them.
+MARKS = {"relations-2k": ("<head>", "</head>", "<relation>", "</relation>", "[GEN]", "[SEP]")}
 
 
 def main() -> None:
@@ -41,7 +44,10 @@ def main() -> None:
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIALS), show_progress=False)
+        marks = [AddedToken(mark, lstrip=True, rstrip=True) for mark in MARKS.get(name, ())]
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[*SPECIALS, *marks], show_progress=False
+        )
         tokenizer.train_from_iterator(texts(), trainer)
         path = FILES / f"tokenizer-{name}.json"
         compact = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
