@@ -1,0 +1,206 @@
+"""Critics: classifiers of pairs of texts, a small transformer that reads both sides at once, or a model by name.
+
+A view of a batch of pairs is a dictionary: ids (B, L) int64, mask (B, L) bool, side (B, L) int64, 0 for the first text and
+1 for the second. A critic returns logits (B,): above 0 where it takes the pair for valid. Shapes: B pairs, L tokens of
+the longest, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from kdzoo.errors import KdzooError
+from kdzoo.losses.masks import Reduction, reduce
+from kdzoo.method import Batch, Output
+from kdzoo_llm.vocabularies import Vocabulary
+
+PAIR = "pair"
+"""The view that critics read."""
+
+WIDTH, LAYERS, HEADS = 64, 2, 4  # of the small encoder
+
+
+class Critic(nn.Module):
+    """An encoder and a head of two layers: dropout, D to `hidden`, GELU, dropout, one logit.
+
+    Args:
+        encoder: takes a view, gives (B, D).
+        width: D.
+        hidden: 512 in the official code.
+        prior: share of valid pairs, whose log-odds the output begins with; 0.77 in the official code.
+        dropout: 0.1 in the official code.
+
+    Source: peterwestai2/symbolic-knowledge-distillation@7fa8cbf purification_code.
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, *, hidden: int, prior: float, dropout: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+        )
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
+
+    def forward(self, view: dict[str, Any]) -> Output:
+        return Output(logits=self.head(self.encoder(view)).squeeze(1))
+
+
+class SmallEncoder(nn.Module):
+    """Two transformer layers over both texts, and the mean of their states."""
+
+    def __init__(self, vocabulary: int, length: int, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, WIDTH)
+        self.places, self.sides = nn.Embedding(length, WIDTH), nn.Embedding(2, WIDTH)
+        for table in (self.tokens, self.places, self.sides):
+            nn.init.normal_(table.weight, std=0.1)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 4 * WIDTH, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.body = nn.TransformerEncoder(layer, LAYERS, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+
+    def forward(self, view: dict[str, Any]) -> Tensor:
+        ids, mask = view["ids"], view["mask"]
+        places = torch.arange(ids.shape[1], device=ids.device)
+        states = self.body(
+            self.tokens(ids) + self.places(places) + self.sides(view["side"]), src_key_padding_mask=~mask
+        )
+        kept = mask.unsqueeze(2)
+        mean: Tensor = (states * kept).sum(1) / kept.sum(1)
+        return mean
+
+
+class NamedEncoder(nn.Module):
+    """An encoder of transformers by folder or hub name; its pooled output, or the first token's state."""
+
+    def __init__(self, name: str, pretrained: bool) -> None:
+        super().__init__()
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise KdzooError(
+                f"the critic {name!r} cannot be had ({str(error).splitlines()[0]}). Give 'small', the folder of a "
+                "downloaded encoder, or a name on the Hugging Face hub."
+            ) from error
+        net: Any = (
+            AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
+            if pretrained
+            else AutoModel.from_config(config, trust_remote_code=False)
+        )
+        self.net, self.width, self.two_sides = net, int(config.hidden_size), config.type_vocab_size > 1
+
+    def forward(self, view: dict[str, Any]) -> Tensor:
+        sides = {"token_type_ids": view["side"]} if self.two_sides else {}
+        said = self.net(input_ids=view["ids"], attention_mask=view["mask"].long(), **sides)
+        pooled: Tensor | None = said.pooler_output
+        return said.last_hidden_state[:, 0] if pooled is None else pooled
+
+
+def build(
+    name: str, vocabulary: Vocabulary, *, length: int, hidden: int, prior: float, dropout: float, pretrained: bool
+) -> Critic:
+    """A critic by name: "small", or an encoder's folder or hub name.
+
+    Args:
+        length: tokens of a pair at most.
+        pretrained: of a named encoder: load its weights.
+    """
+    if name == "small":
+        encoder: nn.Module = SmallEncoder(vocabulary.size, length, dropout)
+        return Critic(encoder, WIDTH, hidden=hidden, prior=prior, dropout=dropout)
+    named = NamedEncoder(name, pretrained)
+    return Critic(named, named.width, hidden=hidden, prior=prior, dropout=dropout)
+
+
+def critic_loss(logits: Tensor, labels: Tensor, *, reduction: Reduction) -> Tensor:
+    """Binary cross-entropy of each pair, nats: ``-y log s(z) - (1 - y) log(1 - s(z))``.
+
+    Args:
+        logits: (B,).
+        labels: (B,) 0 or 1.
+        reduction: "none" = one value per pair, "mean" or "sum" over pairs.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    values = F.binary_cross_entropy_with_logits(wide, labels.to(wide.dtype), reduction="none")
+    return reduce(values, reduction=reduction)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs to be judged, each said in one or more ways of equal meaning.
+
+    Attributes:
+        ids: one a pair.
+        ways: for each pair, its (first text, second text) in every way.
+        labels: 1 valid, 0 not; -1 not known.
+        length: tokens of a pair at most, special ones included.
+    """
+
+    ids: Sequence[str]
+    ways: Sequence[Sequence[tuple[str, str]]]
+    labels: Sequence[int]
+    vocabulary: Vocabulary
+    length: int
+
+    def view(self, rows: Sequence[int], ways: Sequence[int]) -> dict[str, Any]:
+        """Some pairs as a critic reads them: <bos> first <eos> second <eos>.
+
+        Raises:
+            KdzooError: a pair is too long: cut, its second text would be judged by its beginning.
+        """
+        vocabulary = self.vocabulary
+        texts = [self.ways[row][way % len(self.ways[row])] for row, way in zip(rows, ways, strict=True)]
+        firsts = vocabulary.encode_all([first for first, _ in texts])
+        seconds = vocabulary.encode_all([second for _, second in texts])
+        lengths = [len(a) + len(b) + 3 for a, b in zip(firsts, seconds, strict=True)]
+        if lengths and (long := max(lengths)) > self.length:
+            raise KdzooError(
+                f"pair {self.ids[rows[lengths.index(long)]]!r} has {long} tokens, critic_length is {self.length}: cut, "
+                "it would be judged by its beginning. Raise critic_length, or leave such pairs out."
+            )
+        ids = torch.full((len(rows), max(lengths)), vocabulary.pad)
+        mask, side = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids)
+        for i, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
+            whole = [vocabulary.bos, *first, vocabulary.eos, *second, vocabulary.eos]
+            ids[i, : len(whole)] = torch.tensor(whole)
+            mask[i, : len(whole)] = True
+            side[i, len(first) + 2 : len(whole)] = 1
+        return {"ids": ids, "mask": mask, "side": side}
+
+
+def collate(items: Pairs, rows: Tensor, seeds: Tensor | None) -> Batch:
+    """A batch; in training the way in which a pair is said is drawn, else it is the first."""
+    places = rows.tolist()
+    ways = [0] * len(places) if seeds is None else (seeds >> 7).tolist()
+    return Batch(
+        ids=[items.ids[i] for i in places],
+        views={PAIR: items.view(places, ways)},
+        labels=torch.tensor([items.labels[i] for i in places]),
+        counts={"item": len(places)},
+    )
+
+
+@torch.no_grad()
+def scores(critic: nn.Module, pairs: Pairs, passes: int, batch: int = 256) -> Tensor:
+    """(N,) probability that each pair is valid: the mean over `passes` ways of saying it, in evaluation mode."""
+    critic.eval()
+    device = next(critic.parameters()).device
+    found = []
+    for first in range(0, len(pairs.ids), batch):
+        rows = range(first, min(first + batch, len(pairs.ids)))
+        said = []
+        for way in range(passes):
+            view = {name: value.to(device) for name, value in pairs.view(rows, [way] * len(rows)).items()}
+            said.append(critic(view).logits.double().sigmoid().cpu())
+        found.append(torch.stack(said).mean(0))
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
