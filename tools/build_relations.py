@@ -27,7 +27,9 @@ from typing import NamedTuple
 FILES = Path(__file__).parents[1] / "plugins/llm/src/kdzoo_llm/data/files"
 SOURCE = "Debian package wordnet-base 1:3.0-37 (WordNet 3.0)"
 LICENCE_OF = "The file relations.txt.xz is a part of WordNet 3.0, under the following licence."
-COMMAND = "python tools/build_relations.py WORDNET/usr/share/wordnet WORDNET/usr/share/doc/wordnet-base/copyright"
+COMMAND = (
+    "python tools/build_relations.py WORDNET/usr/share/wordnet WORDNET/usr/share/doc/wordnet-base/copyright"
+)
 HEAD = re.compile(r"[a-z]+_[a-z]+")
 LEMMA = re.compile(r"[a-z]+(_[a-z]+){0,2}")
 UP = ("@", "@i")

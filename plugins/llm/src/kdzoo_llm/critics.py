@@ -1,8 +1,8 @@
 """Critics: classifiers of pairs of texts, a small transformer that reads both sides at once, or a model by name.
 
-A view of a batch of pairs is a dictionary: ids (B, L) int64, mask (B, L) bool, side (B, L) int64, 0 for the first text and
-1 for the second. A critic returns logits (B,): above 0 where it takes the pair for valid. Shapes: B pairs, L tokens of
-the longest, D width.
+A view of a batch of pairs is a dictionary: ids (B, L) int64, mask (B, L) bool, side (B, L) int64, 0 for the first text
+and 1 for the second. A critic returns logits (B,): above 0 where it takes the pair for valid. Shapes: B pairs, L tokens
+of the longest, D width.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ class Critic(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+            nn.Dropout(dropout),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, 1),
         )
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
@@ -107,7 +111,14 @@ class NamedEncoder(nn.Module):
 
 
 def build(
-    name: str, vocabulary: Vocabulary, *, length: int, hidden: int, prior: float, dropout: float, pretrained: bool
+    name: str,
+    vocabulary: Vocabulary,
+    *,
+    length: int,
+    hidden: int,
+    prior: float,
+    dropout: float,
+    pretrained: bool,
 ) -> Critic:
     """A critic by name: "small", or an encoder's folder or hub name.
 

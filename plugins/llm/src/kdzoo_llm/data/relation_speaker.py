@@ -1,4 +1,4 @@
-"""A scripted teacher that knows most of the world of `kdzoo_llm.data.relations`, and believes some things that are wrong.
+"""A scripted teacher: it knows most of the world of `kdzoo_llm.data.relations`, and believes some wrong things.
 
 It reads few-shot prompts, as a large language model would, and answers their last, open line. Of each head and relation
 it holds five beliefs, stronger and weaker ones; a belief is a true tail with the probability of its place in `TRUE`,
@@ -23,7 +23,13 @@ from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
 
 SAID = (0.34, 0.26, 0.18, 0.13, 0.09)  # how readily a belief is said
-TRUE = (0.82, 0.78, 0.74, 0.70, 0.66)  # ours, so that about 73 % of what it says is true, as of GPT-3 in the paper
+TRUE = (
+    0.82,
+    0.78,
+    0.74,
+    0.70,
+    0.66,
+)  # ours, so that about 73 % of what it says is true, as of GPT-3 in the paper
 GARBLED = 0.04  # of the heads it writes
 HEADER = {
     "kind-of": "What kind of thing is it?",

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+from bisect import bisect
 from collections import Counter
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,15 +157,14 @@ def frequent(relation: str) -> tuple[list[str], list[int]]:
 def plausible_false(head: str, relation: str, draws: Draws) -> str:
     """A tail that is true of other heads but not of this one, drawn in proportion to how many it is true of."""
     tails, counts = frequent(relation)
+    sums = list(accumulate(counts))
     for _ in range(200):
-        left = draws.below(sum(counts))
-        for tail, count in zip(tails, counts, strict=True):
-            left -= count
-            if left < 0:
-                break
+        tail = tails[bisect(sums, draws.below(sums[-1]))]
         if not is_true(head, relation, tail):
             return tail
-    raise KdzooError(f"every frequent tail of {relation!r} is true of {head!r}: there is no false one to draw.")
+    raise KdzooError(
+        f"every frequent tail of {relation!r} is true of {head!r}: there is no false one to draw."
+    )
 
 
 def texts() -> list[str]:

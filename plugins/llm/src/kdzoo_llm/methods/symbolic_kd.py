@@ -1,12 +1,13 @@
 """Symbolic Knowledge Distillation: from General Language Models to Commonsense Models (West et al., NAACL 2022,
 https://arxiv.org/abs/2110.07178); card: symbolic-kd.
 
-A large language model writes a knowledge graph, as text; a small critic, trained on few human labels, throws out what is
-wrong; a small model is trained on what is left, and may be right more often than its teacher.
+A large language model writes a knowledge graph, as text; a small critic, trained on few human labels, throws out
+what is wrong; a small model is trained on what is left, and may be right more often than its teacher.
 
 Here: heads written after drawn seeds (C1), tails written after worked examples (C2), the critic (C3) with its
-predictions averaged over wordings, the filter by recall (C4), the student (C5). Not here: early stopping and the falling
-learning rate of the critic; names of persons, since nouns have none: the wordings of a relation take their part.
+predictions averaged over wordings, the filter by recall (C4), the student (C5); cleaning, judging and cut-offs are in
+`kdzoo_llm.triples`. Not here: early stopping of the critic; names of persons, since nouns have none: the wordings of a
+relation take their part.
 
 Official code: peterwestai2/symbolic-knowledge-distillation@7fa8cbf.
 """
@@ -14,13 +15,9 @@ Official code: peterwestai2/symbolic-knowledge-distillation@7fa8cbf.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Generator, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -30,9 +27,8 @@ from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
 from kdzoo.label_metrics import average_precision
 from kdzoo.method import Batch, Metric, Role, Stage, Term, evaluate_stage, fit_stage
-from kdzoo.rng import mix
 from kdzoo.speakers.corpus import Corpus, speak
-from kdzoo.speakers.speech import Generation, Request, Speaker, digest
+from kdzoo.speakers.speech import Request, Speaker, digest
 from kdzoo.task import Data
 from kdzoo_llm import critics
 from kdzoo_llm.data import relation_speaker, relations
@@ -42,6 +38,15 @@ from kdzoo_llm.local_speaker import LocalSpeaker
 from kdzoo_llm.models import build as build_language_model
 from kdzoo_llm.served import serve_examples
 from kdzoo_llm.tasks.word_relations import first_sentence
+from kdzoo_llm.triples import (
+    Triple,
+    clean_heads,
+    corpus_of,
+    cutoff,
+    judged,
+    mismatched,
+    said_in_ways,
+)
 from kdzoo_llm.vocabularies import open_vocabulary
 
 if TYPE_CHECKING:
@@ -55,37 +60,15 @@ WRITING = (*SPEAKER, "head_source", "head_prompts", "head_samples", "head_top_p"
 TELLING = (*WRITING, "tails", "top_p", "examples")
 JUDGING = (*TELLING, "judged", "critic*", "match_steps", "passes", "vocabulary", "prior", "pretrained")
 RECALLS = (0.5, 0.8)
-PARTS = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the judged heads, ours; 80/10/10 of all heads in the code
-SIMPLE = re.compile(r"[A-Za-z0-9 ,.'!?-]+")
-SHORTEST = 3  # characters of a tail; official code
-
-
-class Triple(msgspec.Struct, frozen=True):
-    """What the teacher wrote: `said` is the log-probability of the tail (nats), or None where it gave none."""
-
-    head: str
-    relation: str
-    tail: str
-    said: float | None
-
-    @property
-    def id(self) -> str:
-        return f"{self.head}/{self.relation}/{self.tail}"
-
-    @property
-    def true(self) -> bool:
-        """What a person would say of it."""
-        return relations.is_true(self.head, self.relation, self.tail)
 
 
 def plan(cfg: Settings) -> list[Stage]:
     """Write the corpus, once for all seeds; train the critic and score with it; filter and fit."""
-    speaker = {"seeded": False, "roles": ()}
     stages = []
     if cfg.head_source == "written":
-        stages.append(Stage(HEADS, f"{HERE}:write_heads", reads=WRITING, **speaker))
+        stages.append(Stage(HEADS, f"{HERE}:write_heads", reads=WRITING, seeded=False, roles=()))
     needs = tuple(stage.name for stage in stages)
-    stages.append(Stage(TAILS, f"{HERE}:write_tails", needs, reads=TELLING, **speaker))
+    stages.append(Stage(TAILS, f"{HERE}:write_tails", needs, reads=TELLING, seeded=False, roles=()))
     last: tuple[str, ...] = (TAILS,)
     if cfg.filter == "critic":
         stages += _critic_stages(cfg)
@@ -96,16 +79,18 @@ def plan(cfg: Settings) -> list[Stage]:
 def _critic_stages(cfg: Settings) -> list[Stage]:
     """C3: what a critic starts from, the critic, and what it says of the whole corpus."""
     trains = {"batch": cfg.critic_batch, "lr": cfg.critic_lr, "task_weight": 0.0}
-    reads = ("*", "!eval.*", "!recall", "!filter", "!passes", "!labelled", "!student", "!answer_length")
-    stages, start, needs = [], "init", (TAILS,)
+    reads = ("*", "!eval.*", "!recall", "!filter", "!passes")
+    stages, start, needs = [], "init", [TAILS]
     if cfg.critic_start == "matching":
         role = (Role("student"),)
         settings = {**trains, "steps": cfg.match_steps, "judged": 0}
-        stages.append(fit_stage(MATCHING, needs=(TAILS,), reads=reads, set=settings, roles=role))
-        start, needs = f"stage:{MATCHING}", (TAILS, MATCHING)
+        stages.append(
+            fit_stage(MATCHING, needs=(TAILS,), reads=(*reads, "!critic_start"), set=settings, roles=role)
+        )
+        start, needs = f"stage:{MATCHING}", [TAILS, MATCHING]
     learner = (Role("student", "train", start),)
     settings = {**trains, "steps": cfg.critic_steps}
-    stages.append(fit_stage(CRITIC, needs=needs, reads=reads, set=settings, roles=learner))
+    stages.append(fit_stage(CRITIC, needs=tuple(needs), reads=reads, set=settings, roles=learner))
     judge = (Role("critic", "frozen", f"stage:{CRITIC}"),)
     return [*stages, Stage(SCORES, f"{HERE}:score", (TAILS, CRITIC), reads=JUDGING, roles=judge)]
 
@@ -125,8 +110,8 @@ def speaker_of(run: Run) -> Speaker:
         return relation_speaker.speaker()
     if not cfg.speaker_model:
         raise KdzooError(
-            "speaker = 'local', and no speaker_model: there is nobody to write. Give the folder of a downloaded model, or "
-            "its name on the Hugging Face hub."
+            "speaker = 'local', and no speaker_model: there is nobody to write. Give the folder of a downloaded "
+            "model, or its name on the Hugging Face hub."
         )
     name, context = str(cfg.speaker_model), int(cfg.speaker_context)
     vocabulary = open_vocabulary(str(cfg.speaker_vocabulary) or name)
@@ -156,36 +141,6 @@ def write_heads(run: Run) -> None:
     speak(run, speaker_of(run), requests)
 
 
-def clean_heads(samples: Sequence[Generation], dropped: float) -> list[str]:
-    """C1: each text once, without the least probable share, without odd characters.
-
-    Args:
-        samples: with log-probabilities where `dropped` is above 0; of equal texts the first counts.
-        dropped: share that is left out, 0.2 in the official code.
-
-    Returns:
-        The texts, the most probable first where a share is dropped, else in the order of the samples.
-    """
-    found: dict[str, Generation] = {}
-    for sample in samples:
-        found.setdefault(sample.text.strip(), sample)
-    texts = [text for text in found if text]
-    if dropped:
-        chances = {text: _said(found[text]) for text in texts}
-        if any(chance is None for chance in chances.values()):
-            raise KdzooError(
-                "the speaker gives no log-probabilities, so the least probable heads cannot be told: those that a model "
-                "hardly means would stay. Use an endpoint that gives them, or set dropped = 0."
-            )
-        texts.sort(key=lambda text: -(chances[text] or 0.0))
-        texts = texts[: len(texts) - int(len(texts) * dropped)]
-    return [text for text in texts if SIMPLE.fullmatch(text)]
-
-
-def _said(sample: Generation) -> float | None:
-    return sum(sample.logprobs) if sample.logprobs is not None else None
-
-
 def write_tails(run: Run) -> None:
     """C2: for each head and relation a question with worked examples, and the same line begun for the head.
 
@@ -202,8 +157,8 @@ def write_tails(run: Run) -> None:
     asked = [(head, relation) for head in heads for relation in relations.relations_of(head)]
     if not asked:
         raise KdzooError(
-            f"of {len(written):,} heads that were written none is known to the task, so nothing that is said of them could "
-            "be judged. Look at the answers of the stage 'heads', or set head_source = pool."
+            f"of {len(written):,} heads that were written none is known to the task, so nothing that is said of them "
+            "could be judged. Look at the answers of the stage 'heads', or set head_source = pool."
         )
     shown = {relation: worked_examples(relation, int(cfg.examples)) for relation in relations.PHRASES}
     requests = [
@@ -229,78 +184,13 @@ def worked_examples(relation: str, number: int) -> list[Example]:
     return relations.part(rows, number)[:number]
 
 
-def clean_tail(text: str) -> str:
-    """C2: without the blank before it and the stop behind it; "" where fewer than three characters are left."""
-    kept = text.strip().removesuffix(".").strip()
-    return kept if len(kept) >= SHORTEST else ""
-
-
-@lru_cache(maxsize=4)
-def corpus_of(folder: Path) -> list[Triple]:
-    """All triples of the stage `tails`, each once, in the order in which they were written. Do not change the list."""
-    found: dict[str, Triple] = {}
-    for reply in Corpus(folder):
-        head, _, relation = reply.id.rpartition("/")
-        for sample in reply.samples:
-            if tail := clean_tail(sample.text):
-                triple = Triple(head, relation, tail, _said(sample))
-                found.setdefault(triple.id, triple)
-    if not found:
-        raise KdzooError(
-            "every tail that the teacher wrote is empty or shorter than three characters: there is nothing to learn from. "
-            "Look at the answers of the stage 'tails'."
-        )
-    return list(found.values())
-
-
 # --- C3: the critic -----------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=8)
-def judged(folder: Path, number: int) -> dict[str, list[Triple]]:
-    """The triples that persons judge, one of each of `number` drawn heads, cut by head into train, val and test."""
-    by_head: dict[str, list[Triple]] = {}
-    for triple in corpus_of(folder):
-        by_head.setdefault(triple.head, []).append(triple)
-    heads = sorted(by_head, key=lambda head: mix("symbolic-kd", "judged", head))[:number]
-    drawn = [Draws("symbolic-kd", "triple", head).one(by_head[head]) for head in heads]
-    found, first, share = {}, 0, 0.0
-    for part, width in PARTS.items():
-        share += width
-        last = round(share * len(drawn))
-        found[part], first = drawn[first:last], last
-    return found
-
-
-def said_in_ways(triple: Triple) -> list[tuple[str, str]]:
-    """The pair that a critic reads, in every wording of its relation: the head, and what is said of it."""
-    return [(triple.head, f"{way} {triple.tail}") for way in relations.PHRASES[triple.relation]]
 
 
 def pairs_of(cfg: Settings, triples: Sequence[Triple], labels: Sequence[int]) -> critics.Pairs:
     vocabulary = open_vocabulary(str(cfg.critic_vocabulary) or str(cfg.vocabulary))
     ids = [triple.id for triple in triples]
-    return critics.Pairs(
-        ids, [said_in_ways(t) for t in triples], labels, vocabulary, int(cfg.critic_length)
-    )
-
-
-def mismatched(triples: Sequence[Triple]) -> list[Triple]:
-    """To each triple one that the teacher did not write: the tail is another head's, in the same relation."""
-    tails: dict[str, list[str]] = {}
-    own: dict[tuple[str, str], set[str]] = {}
-    for triple in triples:
-        tails.setdefault(triple.relation, []).append(triple.tail)
-        own.setdefault((triple.head, triple.relation), set()).add(triple.tail)
-    found = []
-    for triple in triples:
-        draws, others = Draws("symbolic-kd", "mismatched", triple.id), tails[triple.relation]
-        for _ in range(50):
-            tail = draws.one(others)
-            if tail not in own[triple.head, triple.relation]:
-                found.append(Triple(triple.head, triple.relation, tail, None))
-                break
-    return found
+    return critics.Pairs(ids, [said_in_ways(t) for t in triples], labels, vocabulary, int(cfg.critic_length))
 
 
 def data(run: Run, split: str) -> Data | None:
@@ -315,16 +205,14 @@ def data(run: Run, split: str) -> Data | None:
         known = judged(run.inputs[TAILS], int(run.cfg.judged))["train"]
         return _pairs(run, known, [int(triple.true) for triple in known])
     kept = filtered(run)
-    return serve_examples(
-        run, [Example(t.id, relations.prompt_of(t.head, t.relation), t.tail) for t in kept]
-    )
+    return serve_examples(run, [Example(t.id, relations.prompt_of(t.head, t.relation), t.tail) for t in kept])
 
 
 def _pairs(run: Run, triples: Sequence[Triple], labels: Sequence[int]) -> Data:
     if len(set(labels)) < 2:
         raise KdzooError(
-            f"all {len(labels)} judged triples are {'valid' if 1 in labels else 'wrong' if labels else 'missing'}: a critic "
-            "of one class would call everything that. Raise judged."
+            f"the {len(labels)} judged triples are all {'valid' if 1 in labels else 'wrong'}, or there are none: a "
+            "critic of one class would call everything that. Raise judged."
         )
     items = pairs_of(run.cfg, triples, labels)
     content = [list(items.ids), items.ways, labels, items.vocabulary.hash, items.length]
@@ -371,39 +259,6 @@ def score(run: Run) -> None:
 # --- C4: the filter -----------------------------------------------------------------------------------------------
 
 
-def recall_cutoff(scores: Tensor, labels: Tensor, recall: float) -> float:
-    """The smallest score whose recall of valid items, counted with >=, does not exceed `recall`.
-
-    Args:
-        scores: (N,), higher = more likely valid.
-        labels: (N,) 1 valid, 0 not; at least one valid.
-        recall: in (0, 1).
-
-    Raises:
-        KdzooError: no item is valid, or equal scores leave no such threshold.
-
-    Source: peterwestai2/symbolic-knowledge-distillation@7fa8cbf purification_code/predict.py.
-    """
-    valid = labels > 0
-    if not bool(valid.any()):
-        raise KdzooError(
-            f"none of {len(labels)} held-out triples is valid: a recall of valid ones has no meaning. Raise judged."
-        )
-    for threshold in scores.unique().tolist():
-        if float((scores[valid] >= threshold).double().mean()) <= recall:
-            return float(threshold)
-    raise KdzooError(
-        f"no threshold leaves a recall of {recall:g} or less: the best {float((scores[valid] == scores.max()).double().mean()):.0%} of the "
-        "valid triples have one score, so what filters cannot tell them apart. Train the critic longer, or raise recall."
-    )
-
-
-def cutoff(parts: Sequence[tuple[Tensor, Tensor]], recall: float) -> float:
-    """C4: the mean of the cut-offs of val and test; what is above it is kept."""
-    found = [recall_cutoff(scores, labels, recall) for scores, labels in parts]
-    return sum(found) / len(found)
-
-
 def scores_of(run: Run) -> Tensor | None:
     """(N,) what the corpus is filtered by: the critic's probability, or the teacher's own log-probability."""
     triples = corpus_of(run.inputs[TAILS])
@@ -413,8 +268,8 @@ def scores_of(run: Run) -> Tensor | None:
         return torch.tensor(json.loads((run.inputs[SCORES] / "scores.json").read_bytes()), dtype=torch.double)
     if any(triple.said is None for triple in triples):
         raise KdzooError(
-            "filter = 'likelihood', and the speaker gave no log-probabilities: all triples would be equal. Use a speaker "
-            "that gives them, or filter = critic."
+            "filter = 'likelihood', and the speaker gave no log-probabilities: all triples would be equal. Use a "
+            "speaker that gives them, or filter = critic."
         )
     return torch.tensor([triple.said for triple in triples], dtype=torch.double)
 
@@ -441,8 +296,8 @@ def filtered(run: Run) -> list[Triple]:
     kept = [triple for triple, value in zip(triples, scores.tolist(), strict=True) if value > least]
     if not kept:
         raise KdzooError(
-            f"none of {len(triples):,} triples is above the cut-off {least:.3g} for a recall of {run.cfg.recall:g}: the "
-            "student would have nothing to read. Raise recall, or train the critic longer."
+            f"none of {len(triples):,} triples is above the cut-off {least:.3g} for a recall of {run.cfg.recall:g}: "
+            "the student would have nothing to read. Raise recall, or train the critic longer."
         )
     return kept
 
@@ -464,7 +319,7 @@ def measured(run: Run) -> dict[str, list[float]]:
     kept, triples, scores = filtered(run), corpus_of(run.inputs[TAILS]), scores_of(run)
     true = [triple for triple in kept if triple.true]
     n = len(kept)
-    found = {
+    found: dict[str, list[float]] = {
         "corpus/acceptance": [len(true) / n, n],
         "corpus/distinct": [len({(t.relation, first_sentence(t.tail).lower()) for t in true}), n],
         "corpus/size": [n, n],
