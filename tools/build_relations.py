@@ -4,7 +4,7 @@
     python tools/build_relations.py WORDNET/usr/share/wordnet WORDNET/usr/share/doc/wordnet-base/copyright
 
 A head is a noun of two words in lower case with one or two senses, each of whose words is in at least `COMMON` such
-nouns. A tail is a synset, with its lemmas in lower case of at most three words. "is a kind of" is followed up to four
+nouns. A tail is a synset that is true of at least `SHARED` heads, with its lemmas in lower case of at most three words. "is a kind of" is followed up to four
 steps, without what has more than `BROAD` synsets below it; the parts, wholes, substances and fields of whatever a head
 is a kind of in at most two steps are its own too.
 
@@ -34,9 +34,9 @@ HEAD = re.compile(r"[a-z]+_[a-z]+")
 LEMMA = re.compile(r"[a-z]+(_[a-z]+){0,2}")
 UP = ("@", "@i")
 INHERITED = {"part-of": "#p", "has-part": "%p", "made-of": "%s", "field": ";c"}
-COMMON, BROAD = 5, 5000
+COMMON, BROAD = 14, 5000
+SHARED = 8  # heads that a tail must be true of, to be in the world
 FAR, NEAR = 4, 2  # steps up: for kinds, and for what is inherited
-SHARE = 0.62  # of the heads, by a hash of their names: the file stays small
 
 
 class Synset(NamedTuple):
@@ -128,11 +128,13 @@ def main() -> None:
     parser.add_argument("copyright", type=Path)
     given = parser.parse_args()
     net = WordNet(given.wordnet)
-    chosen = [
-        head for head in net.heads()
-        if int(hashlib.sha256(head.encode()).hexdigest()[:8], 16) < SHARE * (1 << 32)
-    ]  # fmt: skip
-    known = {head: tails for head in sorted(chosen) if (tails := net.tails(head))}
+    found = {head: net.tails(head) for head in sorted(net.heads())}
+    counts = Counter(o for tails in found.values() for o in {o for some in tails.values() for o in some})
+    known = {}
+    for head, tails in found.items():
+        common = {name: [o for o in some if counts[o] >= SHARED] for name, some in tails.items()}
+        if kept := {name: some for name, some in common.items() if some}:
+            known[head] = kept
     offsets = sorted({offset for tails in known.values() for some in tails.values() for offset in some})
     place = {offset: number for number, offset in enumerate(offsets)}
     rows = [",".join(net.lemmas(offset)) for offset in offsets]

@@ -1,4 +1,4 @@
-"""Critics: classifiers of pairs of texts, a small transformer that reads both sides at once, or a model by name.
+"""Critics: classifiers of pairs of texts, a small one on bags of words, or an encoder by name.
 
 A view of a batch of pairs is a dictionary: ids (B, L) int64, mask (B, L) bool, side (B, L) int64, 0 for the first text
 and 1 for the second. A critic returns logits (B,): above 0 where it takes the pair for valid. Shapes: B pairs, L tokens
@@ -25,7 +25,7 @@ from kdzoo_llm.vocabularies import Vocabulary
 PAIR = "pair"
 """The view that critics read."""
 
-WIDTH, LAYERS, HEADS = 64, 2, 4  # of the small encoder
+WIDTH = 64  # of the small encoder
 
 
 class Critic(nn.Module):
@@ -60,28 +60,25 @@ class Critic(nn.Module):
 
 
 class SmallEncoder(nn.Module):
-    """Two transformer layers over both texts, and the mean of their states."""
+    """Both texts as means of their tokens' vectors a and b, and how they meet: a, b, a * b and |a - b|, 4 D together.
 
-    def __init__(self, vocabulary: int, length: int, dropout: float) -> None:
+    A transformer of this size, trained on a few thousand pairs, did not learn to compare two texts.
+    """
+
+    def __init__(self, vocabulary: int, dropout: float) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, WIDTH)
-        self.places, self.sides = nn.Embedding(length, WIDTH), nn.Embedding(2, WIDTH)
-        for table in (self.tokens, self.places, self.sides):
-            nn.init.normal_(table.weight, std=0.1)
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, HEADS, 4 * WIDTH, dropout, "gelu", batch_first=True, norm_first=True
-        )
-        self.body = nn.TransformerEncoder(layer, LAYERS, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.tokens, self.dropout = nn.Embedding(vocabulary, WIDTH), nn.Dropout(dropout)
+        nn.init.normal_(self.tokens.weight, std=0.5)
 
     def forward(self, view: dict[str, Any]) -> Tensor:
-        ids, mask = view["ids"], view["mask"]
-        places = torch.arange(ids.shape[1], device=ids.device)
-        states = self.body(
-            self.tokens(ids) + self.places(places) + self.sides(view["side"]), src_key_padding_mask=~mask
-        )
-        kept = mask.unsqueeze(2)
-        mean: Tensor = (states * kept).sum(1) / kept.sum(1)
-        return mean
+        vectors, kept = self.tokens(view["ids"]), view["mask"]
+        means = []
+        for side in (0, 1):
+            own = (kept & (view["side"] == side)).unsqueeze(2)
+            means.append((vectors * own).sum(1) / own.sum(1))
+        a, b = means
+        met: Tensor = self.dropout(torch.cat((a, b, a * b, (a - b).abs()), 1))
+        return met
 
 
 class NamedEncoder(nn.Module):
@@ -127,8 +124,8 @@ def build(
         pretrained: of a named encoder: load its weights.
     """
     if name == "small":
-        encoder: nn.Module = SmallEncoder(vocabulary.size, length, dropout)
-        return Critic(encoder, WIDTH, hidden=hidden, prior=prior, dropout=dropout)
+        encoder: nn.Module = SmallEncoder(vocabulary.size, dropout)
+        return Critic(encoder, 4 * WIDTH, hidden=hidden, prior=prior, dropout=dropout)
     named = NamedEncoder(name, pretrained)
     return Critic(named, named.width, hidden=hidden, prior=prior, dropout=dropout)
 

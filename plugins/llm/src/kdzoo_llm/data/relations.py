@@ -22,7 +22,7 @@ from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
 
 FILE = Path(__file__).parent / "files" / "relations.txt.xz"
-SHARES = {"train": 0.53, "pool": 0.287, "val": 0.065, "test": 0.118}  # of the heads
+SHARES = {"train": 0.2, "pool": 0.62, "val": 0.065, "test": 0.115}  # of the heads
 
 PHRASES = {
     "kind-of": ("is a kind of", "is a type of", "is a sort of", "is one kind of"),
@@ -31,7 +31,7 @@ PHRASES = {
     "made-of": ("is made of", "consists of", "has the substance", "contains the substance"),
     "field": ("belongs to the field of", "is a term of", "is a word from", "is used in the field of"),
 }
-"""Relation -> ways to say it, of equal meaning; the first is the one that students read."""
+"""Relation -> ways to say it, of equal meaning. Students read the relation's name, as those of the paper do."""
 
 
 class Known(NamedTuple):
@@ -109,7 +109,8 @@ def part(rows: list[Example], number: int) -> list[Example]:
 
 def prompt_of(head: str, relation: str) -> str:
     """What a student reads before it writes a tail (official code of symbolic knowledge distillation)."""
-    return f"<head> {head} </head> <relation> {phrase(relation)} </relation> [GEN]"
+    phrase(relation)  # refuses an unknown one
+    return f"<head> {head} </head> <relation> {relation} </relation> [GEN]"
 
 
 def asked(prompt: str) -> tuple[str, str]:
@@ -119,9 +120,8 @@ def asked(prompt: str) -> tuple[str, str]:
         KdzooError: it is none.
     """
     head, found, rest = prompt.removeprefix("<head> ").partition(" </head> <relation> ")
-    said = rest.removesuffix(" </relation> [GEN]")
-    relation = next((name for name, ways in PHRASES.items() if said == ways[0]), None)
-    if not found or relation is None:
+    relation = rest.removesuffix(" </relation> [GEN]")
+    if not found or relation not in PHRASES:
         raise KdzooError(
             f"{prompt!r} is no prompt of kdzoo_llm.data.relations: which head and relation it asks for cannot be said. "
             "Make prompts with prompt_of."
@@ -176,3 +176,13 @@ def texts() -> list[str]:
 def content_hash() -> str:
     """sha256 of the file, as the manifest has it."""
     return hashlib.sha256(FILE.read_bytes()).hexdigest()
+
+
+def words() -> list[str]:
+    """All words of heads, relations and the first names of tails, sorted; the marks of a prompt are words too."""
+    marks = ("<head>", "</head>", "<relation>", "</relation>", "[GEN]", *PHRASES)
+    said = {word for ways in PHRASES.values() for way in ways for word in way.split()}
+    for row in world().values():
+        said.update(row.head.split())
+        said.update(word for synonyms in row.tails for word in synonyms[0].split())
+    return [*marks, *sorted(said)]
