@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def critic_loss(logits: Tensor, labels: Tensor, *, reduction: Reduction) -> Tens
     return reduce(values, reduction=reduction)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pairs:
     """Pairs to be judged, each said in one or more ways of equal meaning.
 
@@ -160,30 +161,37 @@ class Pairs:
     vocabulary: Vocabulary
     length: int
 
-    def view(self, rows: Sequence[int], ways: Sequence[int]) -> dict[str, Any]:
-        """Some pairs as a critic reads them: <bos> first <eos> second <eos>.
+    @cached_property
+    def encoded(self) -> list[list[tuple[list[int], list[int]]]]:
+        """Ids of every pair in every way; each text is encoded once.
 
         Raises:
             KdzooError: a pair is too long: cut, its second text would be judged by its beginning.
         """
-        vocabulary = self.vocabulary
-        texts = [self.ways[row][way % len(self.ways[row])] for row, way in zip(rows, ways, strict=True)]
-        firsts = vocabulary.encode_all([first for first, _ in texts])
-        seconds = vocabulary.encode_all([second for _, second in texts])
-        lengths = [len(a) + len(b) + 3 for a, b in zip(firsts, seconds, strict=True)]
-        if lengths and (long := max(lengths)) > self.length:
-            raise KdzooError(
-                f"pair {self.ids[rows[lengths.index(long)]]!r} has {long} tokens, critic_length is {self.length}: cut, "
-                "it would be judged by its beginning. Raise critic_length, or leave such pairs out."
-            )
-        ids = torch.full((len(rows), max(lengths)), vocabulary.pad)
-        mask, side = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids)
-        for i, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
-            whole = [vocabulary.bos, *first, vocabulary.eos, *second, vocabulary.eos]
-            ids[i, : len(whole)] = torch.tensor(whole)
-            mask[i, : len(whole)] = True
-            side[i, len(first) + 2 : len(whole)] = 1
-        return {"ids": ids, "mask": mask, "side": side}
+        texts = list(dict.fromkeys(text for ways in self.ways for pair in ways for text in pair))
+        ids = dict(zip(texts, self.vocabulary.encode_all(texts), strict=True))
+        found = [[(ids[first], ids[second]) for first, second in ways] for ways in self.ways]
+        for name, ways in zip(self.ids, found, strict=True):
+            if (long := max(len(a) + len(b) + 3 for a, b in ways)) > self.length:
+                raise KdzooError(
+                    f"pair {name!r} has {long} tokens, critic_length is {self.length}: cut, it would be judged by its "
+                    "beginning. Raise critic_length, or leave such pairs out."
+                )
+        return found
+
+    def view(self, rows: Sequence[int], ways: Sequence[int]) -> dict[str, Any]:
+        """Some pairs as a critic reads them: <bos> first <eos> second <eos>."""
+        bos, eos = self.vocabulary.bos, self.vocabulary.eos
+        chosen = [
+            self.encoded[row][way % len(self.encoded[row])] for row, way in zip(rows, ways, strict=True)
+        ]
+        whole = [[bos, *first, eos, *second, eos] for first, second in chosen]
+        longest = max(map(len, whole))
+        ids = torch.tensor([row + [self.vocabulary.pad] * (longest - len(row)) for row in whole])
+        places = torch.arange(longest)
+        mask = places < torch.tensor([[len(row)] for row in whole])
+        side = (places >= torch.tensor([[len(first) + 2] for first, _ in chosen])) & mask
+        return {"ids": ids, "mask": mask, "side": side.long()}
 
 
 def collate(items: Pairs, rows: Tensor, seeds: Tensor | None) -> Batch:

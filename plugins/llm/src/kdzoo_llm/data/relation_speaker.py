@@ -1,7 +1,7 @@
 """A scripted teacher: it knows most of the world of `kdzoo_llm.data.relations`, and believes some wrong things.
 
 It reads few-shot prompts, as a large language model would, and answers their last, open line. Of each head and relation
-it holds five beliefs, stronger and weaker ones; a belief is a true tail with the probability of its place in `TRUE`,
+it holds up to five beliefs, stronger and weaker ones; a belief is a true tail with the probability of its place in `TRUE`,
 else one that is true of other heads, frequent ones preferred. So what it says more readily is true more often, and it
 says the same wrong thing each time: a filter by its own likelihood helps a little, asking more often does not help.
 """
@@ -23,13 +23,8 @@ from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
 
 SAID = (0.34, 0.26, 0.18, 0.13, 0.09)  # how readily a belief is said
-TRUE = (
-    0.82,
-    0.78,
-    0.74,
-    0.70,
-    0.66,
-)  # ours, so that about 73 % of what it says is true, as of GPT-3 in the paper
+TRUE = (0.85, 0.81, 0.77, 0.73, 0.69)
+# Ours: 75 % of what it says is true, in the paper 73 % of what GPT-3 said.
 GARBLED = 0.04  # of the heads it writes
 HEADER = {
     "kind-of": "What kind of thing is it?",
@@ -63,21 +58,29 @@ def tail_prompt(head: str, relation: str, shown: Sequence[Example]) -> str:
 
 @lru_cache(maxsize=50_000)
 def beliefs(head: str, relation: str) -> tuple[tuple[str, float], ...]:
-    """(tail, probability of saying it), in the order of the places; a tail is in it once."""
+    """(tail, probability of saying it), in the order of the places; a tail is in it once.
+
+    Where all true tails are taken, or a false one comes again, the place stays empty: added up, the probability of a
+    tail would give away that it is true.
+    """
     draws = Draws("relations", "belief", head, relation)
     known = relations.world().get((head, relation))
-    true = [synonyms[0] for synonyms in known.tails] if known else []
+    left = [synonyms[0] for synonyms in known.tails] if known else []
     found: dict[str, float] = {}
     for said, share in zip(SAID, TRUE, strict=True):
-        if true and draws.chance(share):
+        if draws.chance(share):
             place = 0
-            while place < len(true) - 1 and (true[place] in found or not draws.chance(0.6)):
+            while place < len(left) - 1 and not draws.chance(0.6):
                 place += 1
-            tail = true[place]
+            tail = left.pop(place) if left else ""
         else:
             tail = relations.plausible_false(head, relation, draws)
-        found[tail] = found.get(tail, 0.0) + said
-    return tuple(found.items())
+        if tail:
+            found.setdefault(tail, said)
+    if not found:
+        found = {relations.plausible_false(head, relation, draws): 1.0}
+    mass = sum(found.values())
+    return tuple((tail, said / mass) for tail, said in found.items())
 
 
 @lru_cache(maxsize=1)

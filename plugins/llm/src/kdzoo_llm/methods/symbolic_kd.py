@@ -58,7 +58,7 @@ HERE = "kdzoo_llm.methods.symbolic_kd"
 SPEAKER = ("speaker", "speaker_model", "speaker_vocabulary", "speaker_context", "endpoint.*")
 WRITING = (*SPEAKER, "head_source", "head_prompts", "head_samples", "head_top_p", "dropped", "seeds")
 TELLING = (*WRITING, "tails", "top_p", "examples")
-JUDGING = (*TELLING, "judged", "critic*", "match_steps", "passes", "vocabulary", "prior", "pretrained")
+JUDGING = (*TELLING, "judged", "critic*", "passes", "vocabulary", "prior", "pretrained")
 RECALLS = (0.5, 0.8)
 
 
@@ -78,18 +78,21 @@ def plan(cfg: Settings) -> list[Stage]:
 
 def _critic_stages(cfg: Settings) -> list[Stage]:
     """C3: what a critic starts from, the critic, and what it says of the whole corpus."""
-    trains = {"batch": cfg.critic_batch, "lr": cfg.critic_lr, "task_weight": 0.0}
     reads = ("*", "!eval.*", "!recall", "!filter", "!passes")
     stages, start, needs = [], "init", [TAILS]
     if cfg.critic_start == "matching":
         role = (Role("student"),)
-        settings = {**trains, "steps": cfg.match_steps, "judged": 0}
+        settings = {
+            "steps": cfg.match_steps, "batch": cfg.match_batch, "lr": cfg.match_lr, "task_weight": 0.0, "judged": 0,
+        }  # fmt: skip
         stages.append(
             fit_stage(MATCHING, needs=(TAILS,), reads=(*reads, "!critic_start"), set=settings, roles=role)
         )
         start, needs = f"stage:{MATCHING}", [TAILS, MATCHING]
     learner = (Role("student", "train", start),)
-    settings = {**trains, "steps": cfg.critic_steps}
+    settings = {
+        "steps": cfg.critic_steps, "batch": cfg.critic_batch, "lr": cfg.critic_lr, "task_weight": 0.0,
+    }  # fmt: skip
     stages.append(fit_stage(CRITIC, needs=tuple(needs), reads=reads, set=settings, roles=learner))
     judge = (Role("critic", "frozen", f"stage:{CRITIC}"),)
     return [*stages, Stage(SCORES, f"{HERE}:score", (TAILS, CRITIC), reads=JUDGING, roles=judge)]
@@ -153,7 +156,12 @@ def write_tails(run: Run) -> None:
         written = clean_heads(samples, float(cfg.dropped))
     else:
         written = relations.heads("pool")
-    heads = [head for head in written if relations.split_of(head) in ("pool", "train")]
+    # A head of val or test would be learnt before it is asked for.
+    heads = [
+        head
+        for head in written
+        if relations.relations_of(head) and relations.split_of(head) in ("pool", "train")
+    ]
     asked = [(head, relation) for head in heads for relation in relations.relations_of(head)]
     if not asked:
         raise KdzooError(
