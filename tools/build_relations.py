@@ -4,9 +4,9 @@
     python tools/build_relations.py WORDNET/usr/share/wordnet WORDNET/usr/share/doc/wordnet-base/copyright
 
 A head is a noun of two words in lower case with one or two senses, each of whose words is in at least `COMMON` such
-nouns. A tail is a synset that is true of at least `SHARED` heads, with its lemmas in lower case of at most three words. "is a kind of" is followed up to four
-steps, without what has more than `BROAD` synsets below it; the parts, wholes, substances and fields of whatever a head
-is a kind of in at most two steps are its own too.
+nouns. A tail is a synset that is true of at least `SHARED` heads, with its lemmas in lower case of at most three words.
+"is a kind of" is followed up to four steps, without what has more than `BROAD` synsets below it; the parts, wholes,
+substances and fields of whatever a head is a kind of in at most two steps are its own too.
 
 The file: a line for each tail (lemmas with commas between them), an empty line, and a line for each head: the head and
 its relations, with tabs between them, each as ``relation:tail,tail``, the tails by line number, the nearest first.
