@@ -99,7 +99,7 @@ def build_role(run: Run, role: str, name: str = "") -> LanguageModel:
         context=context(cfg),
         features=wants_features(run),
         dropout=float(cfg.get("dropout", 0.0)),
-        pretrained=bool(cfg.get("pretrained", False)),
+        pretrained=role == "teacher" or bool(cfg.get("pretrained", False)),
     )
 
 

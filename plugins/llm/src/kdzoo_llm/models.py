@@ -32,6 +32,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils import logging as said_by_transformers
 
 from kdzoo.artefacts import file_hash
 from kdzoo.errors import KdzooError, unknown
@@ -264,6 +265,7 @@ def _from_transformers(
             f"model {name}: it holds {room:,} tokens, but prompts and answers of {context:,} are asked for. Lower "
             "prompt_length or answer_length, or choose a model with a longer context."
         )
+    said_by_transformers.disable_progress_bar()
     seq2seq = bool(config.is_encoder_decoder)
     maker = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     if pretrained:
