@@ -7,6 +7,7 @@ hands it to `measure`. Shapes: B rows, A answer tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -215,6 +216,10 @@ def _predicted(run: Run, role: str, split: str, view: str) -> dict[str, Metric]:
         "perplexity": Metric(float(torch.tensor(nll.value).exp()), len(data)),
         "token_accuracy": per_token("accuracy"),
     }
+    if "bits_per_character" in run.task.metrics:
+        letters = sum(len(example.answer) + 1 for example in data.items.examples)  # the end counts as one
+        bits = float(torch.cat(rows["nll"]).double().sum()) / math.log(2) / letters
+        found["bits_per_character"] = Metric(bits, len(data))
     if compare:
         found |= {"agreement": per_token("agreement"), "teacher_kl": per_token("teacher_kl")}
     return found
