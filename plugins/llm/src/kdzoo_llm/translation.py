@@ -23,28 +23,19 @@ BELIEVED = 200  # rows of which the probability of the written answer is average
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
     """BLEU of greedy answers; in the last stage of answers by `eval.beams` beams too, and the share of probability that
     lies on the greedy answer."""
-    found = measure(run, split, judge)
-    if run.stage != "evaluate":
-        return found
+    found = measure(run, split)
+    references = [example.answer for example in run.data(split).items.examples]
     for role, suffix in run.shipped():
-        model, view = run.models[role], view_of_role(run, role, split)
-        assert isinstance(model, LanguageModel)
+        view = view_of_role(run, role, split)
         longest = run.data(split).items.readings[view].answer_length
-        beams = int(run.cfg["eval.beams"])
-        texts = answers(run, role, split, Way(longest, beams=beams), view)
-        found[f"bleu{suffix}[beam]"] = Metric(bleu(texts, references(run, split)), len(texts))
-        found[f"mode_share{suffix}"] = _mode_share(run, role, split, view)
+        greedy = answers(run, role, split, Way(longest), view)
+        found[f"bleu{suffix}"] = Metric(bleu(greedy, references), len(greedy))
+        if run.stage != "evaluate":
+            continue
+        beams = answers(run, role, split, Way(longest, beams=int(run.cfg["eval.beams"])), view)
+        found[f"bleu{suffix}[beam]"] = Metric(bleu(beams, references), len(beams))
+        found[f"mode_share{suffix}"] = _mode_share(run, role, split, view, greedy)
     return found
-
-
-def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
-    """Corpus BLEU against the one reference."""
-    return {"bleu": Metric(bleu(texts, references(run, split)), len(texts))}
-
-
-def references(run: Run, split: str) -> list[str]:
-    """The true answers of a split."""
-    return [example.answer for example in run.data(split).items.examples]
 
 
 def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
@@ -55,14 +46,13 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
     return float(said.score) / 100
 
 
-def _mode_share(run: Run, role: str, split: str, view: str) -> Metric:
+def _mode_share(run: Run, role: str, split: str, view: str, greedy: Sequence[str]) -> Metric:
     """p(t = y) of the greedy answer y, averaged over the first rows (Kim and Rush 2016, section 5)."""
     model = run.models[role]
     assert isinstance(model, LanguageModel)
     rows = run.data(split).items.encoded(view)[:BELIEVED]
-    texts = answers(run, role, split, view=view)[: len(rows)]
     end = [model.vocabulary.eos]
-    written = [model.vocabulary.encode(text) + end for text in texts]
+    written = [model.vocabulary.encode(text) + end for text in greedy[: len(rows)]]
     said = score(model, [row.prompt for row in rows], written)
     items = torch.tensor([sum(values) for values in said]).exp()
     return Metric(float(items.mean()), len(rows), items)
