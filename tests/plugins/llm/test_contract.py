@@ -12,4 +12,16 @@ class TestContract(MethodContract):
     plugin = "llm"
     rows = 16
     # Small batches, small nets, few rows: what is tested does not depend on their size.
-    settings: ClassVar[Mapping[str, Sequence[str]]] = {}
+    settings: ClassVar[Mapping[str, Sequence[str]]] = {
+        "poetry": ("batch=2", "labelled=12", "measured=8"),
+        "verse-endings": ("batch=2", "labelled=12", "measured=8"),
+        "verse-translation": (
+            "batch=2",
+            "labelled=12",
+            "measured=8",
+            "inter_rows=4",
+            "inter_list=3",
+            "prune_steps=3",
+        ),
+        "verses": ("batch=2", "labelled=12", "measured=8"),
+    }
