@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_model", "check_pair", "data", "evaluate", "fit", "loss_terms"]
 
-OWN_TEXTS = 200
-
 
 @hookimpl
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
@@ -30,19 +28,19 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
         return found
     for role, suffix in run.shipped():
         found[f"own_nll{suffix}"] = _own_nll(
-            run.models[role], run.models["teacher"], int(run.cfg.answer_length)
+            run.models[role], run.models["teacher"], int(run.cfg.answer_length), int(run.cfg.own_texts)
         )
     return found
 
 
-def _own_nll(writer: torch.nn.Module, judge: torch.nn.Module, longest: int) -> Metric:
-    """Mean over the tokens of `OWN_TEXTS` verses, drawn with the same noise for every model; items: one a verse."""
+def _own_nll(writer: torch.nn.Module, judge: torch.nn.Module, longest: int, number: int) -> Metric:
+    """Mean over the tokens of so many verses, drawn with the same noise for every model; items: one a verse."""
     assert isinstance(writer, LanguageModel)
     assert isinstance(judge, LanguageModel)
-    prompts = [[writer.vocabulary.bos]] * OWN_TEXTS
-    seeds = [mix("own text", number) for number in range(OWN_TEXTS)]
+    prompts = [[writer.vocabulary.bos]] * number
+    seeds = [mix("own text", place) for place in range(number)]
     texts = write(writer, prompts, Way(longest, temperature=1.0), seeds).ids
     said = score(judge, prompts, texts)
     items = torch.tensor([-sum(row) / max(1, len(row)) for row in said])
     tokens = sum(map(len, said))
-    return Metric(-sum(map(sum, said)) / tokens, OWN_TEXTS, items)
+    return Metric(-sum(map(sum, said)) / tokens, number, items)
