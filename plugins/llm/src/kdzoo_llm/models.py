@@ -242,7 +242,7 @@ def _shipped(name: str, vocabulary: Vocabulary, context: int, features: bool) ->
     return model
 
 
-def _safely(name: str) -> dict[str, bool]:
+def _safely(name: str) -> dict[str, Any]:
     """Weights are read from safetensors, or from the GGUF file of `kdzoo_llm.smollm2`: never from a pickle."""
     return {} if name == smollm2.NAME else {"use_safetensors": True}
 

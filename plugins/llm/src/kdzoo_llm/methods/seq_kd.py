@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from kdzoo.settings import Settings
 
 TEACHER = (Role("teacher", "frozen", "task"),)
-WRITING = (
+WRITING: tuple[str, ...] = (
     "teacher*", "student", "vocabulary", "prompt_length", "answer_length", "pad", "labelled", "measured", "pretrained",
     "dropout", "endpoint.*",
 )  # fmt: skip
