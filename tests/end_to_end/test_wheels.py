@@ -67,7 +67,7 @@ def test_a_wheel_holds_what_the_source_holds(wheels: dict[str, Path], name: str)
     ("name", "licence", "files"),
     [
         ("kdzoo", "Apache-2.0", ["LICENSE"]),
-        ("kdzoo_llm", "Apache-2.0 AND LicenseRef-WordNet-3.0", ["LICENSE", "NOTICE"]),
+        ("kdzoo_llm", "Apache-2.0 AND MIT AND LicenseRef-WordNet-3.0", ["LICENSE", "NOTICE"]),
         (
             "kdzoo_segmentation",
             "Apache-2.0 AND BSD-3-Clause AND CC-BY-4.0 AND CC-BY-2.0 AND CC0-1.0",
@@ -89,6 +89,7 @@ def test_a_wheel_carries_its_licences(wheels: dict[str, Path], name: str, licenc
 
 OWNERS = {
     "llm": {
+        "lint": ("ruff", "Charlie Marsh", "MIT"),
         "model": ("Weights",),
         "relations": ("WordNet", "Princeton University"),
         "tokenizer": ("Tokenizers",),
