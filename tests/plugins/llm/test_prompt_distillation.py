@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +14,13 @@ from torch import Tensor
 from kdzoo import execute as execution
 from kdzoo import roles
 from kdzoo.errors import KdzooError
-from kdzoo.method import Role
 from kdzoo.plan import Request as Bench
 from kdzoo.plan import make_plan
 from kdzoo.runs import Run
 from kdzoo.speakers.corpus import Corpus
 from kdzoo.speakers.scripted import ScriptedSpeaker
-from kdzoo.speakers.speech import Generation, Message, Reply, Request
+from kdzoo.speakers.speech import Generation, Reply, Request
 from kdzoo.testing.subject import Subject, backward, refusal
-from kdzoo_llm.adapters import adapted
 from kdzoo_llm.data import facts
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.language import TEACHER, readings

@@ -89,9 +89,7 @@ def reserved(run: Run) -> frozenset[str]:
 
 def _questions(split: str) -> list[Example]:
     """The paraphrases of one split, about every fact of the target pages."""
-    every = [
-        question for page in facts.pages("target") for question in facts.questions(page, "test")
-    ]
+    every = [question for page in facts.pages("target") for question in facts.questions(page, "test")]
     number = {question.id: int(question.id.rpartition("/")[2]) for question in every}
     return [question for question in every if (number[question.id] < VALIDATED) == (split == "val")]
 
