@@ -58,7 +58,7 @@ HERE = "kdzoo_llm.methods.prompt_distillation"
 BASE = Role("teacher", "frozen", "task")
 SPEAKS = (
     "teacher", "student", "vocabulary", "teacher_vocabulary", "prompt_length", "answer_length", "teacher_*_length",
-    "dropout", "pretrained", "pad", "corpus",
+    "dropout", "pretrained", "pad", "corpus", "subset", "asked", "starts_from", "eval.retrieve",
 )  # fmt: skip
 """What builds the base, and reads the task's rows."""
 

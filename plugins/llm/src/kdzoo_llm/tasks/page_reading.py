@@ -100,7 +100,7 @@ def _examples(split: str, corpus: str) -> list[Example]:
         return _questions(split)
     if corpus == "pages":
         return [Example(f"{page.id}/text", "", page.text) for page in facts.pages("target")]
-    return [*facts.base("base", per_fact=1), *facts.base("base", per_fact=1, distractors=1)]
+    return [*facts.base("base", per_fact=2), *facts.base("base", per_fact=1, distractors=1)]
 
 
 def data(run: Run, split: str) -> Data:
