@@ -444,8 +444,8 @@ def test_the_teacher_is_measured_with_the_page(subject: Subject, monkeypatch: py
         parts = run.hook.evaluate(run=run, split="test")
         metrics = {name: metric for part in parts for name, metric in part.items()}
         assert metrics["accuracy"].value == 0
-        assert metrics["reading"].n == 600
-        found[arm] = any(page in prompt for prompt in asked[:-600])
+        assert metrics["reading"].n == 200
+        found[arm] = any(page in prompt for prompt in asked[:-200])
     assert found == {
         "teacher": True,
         "prompt-distillation.rag[2]": True,
@@ -457,12 +457,12 @@ def test_shipped_base_reads_and_does_not_know(subject: Subject) -> None:
     """Would catch weights of another vocabulary or architecture than the card's: all numbers would be chance."""
     run = subject.built()
     model = run.models["teacher"]
-    rows = page_reading._questions("val")[:30]
+    rows = page_reading._questions("val")
     data = data_of(rows, readings(CFG, teacher_prompt=page_reading.teacher_prompt))
-    batch = data.collate(data.items, torch.arange(30), None)
+    batch = data.collate(data.items, torch.arange(60), None)
     right = {
         view: (model(batch.views[view]).logits[:, 0].argmax(1) == batch.labels[:, 0]).float().mean()
         for view in (TEXT, TEACHER)
     }
-    assert right[TEACHER] > 0.9
-    assert right[TEXT] < 0.4
+    assert right[TEACHER] > 0.7
+    assert right[TEXT] < 0.2

@@ -247,7 +247,7 @@ def plain(text: str) -> str:
 
 
 def answer(run: Run) -> None:
-    """C2: the base reads the document and answers, `answers` samples a question; at temperature 0 the one it prefers."""
+    """C2: the base reads the document and answers, `answers` samples a question; at temperature 0 its best one."""
     cfg, reads = run.cfg, _readings(run)[TEACHER].prompt
     temperature = float(cfg.answer_temperature)
     assert reads is not None

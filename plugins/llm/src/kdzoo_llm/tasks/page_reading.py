@@ -100,7 +100,7 @@ def _examples(split: str, corpus: str) -> list[Example]:
         return _questions(split)
     if corpus == "pages":
         return [Example(f"{page.id}/text", "", page.text) for page in facts.pages("target")]
-    return [*facts.base("base", per_fact=2), *facts.base("base", per_fact=1, distractors=1)]
+    return [*facts.base("base", per_fact=1), *facts.base("base", per_fact=1, distractors=1)]
 
 
 def data(run: Run, split: str) -> Data:
@@ -143,10 +143,10 @@ def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
 
 
 def reading(run: Run, role: str) -> Metric:
-    """How often a model answers from a page in its prompt, over pages that it never had to learn."""
+    """How often a model answers from a page in its prompt: a question about each page of base-val."""
     model = run.models[role]
     assert isinstance(model, LanguageModel)
-    rows = Rows(facts.base("base-val"), readings(run.cfg))
+    rows = Rows(facts.base("base-val")[:: facts.FACTS], readings(run.cfg))
     way, right = Way(int(run.cfg["answer_length"])), []
     for first in range(0, len(rows), READ_AT_ONCE):
         asked = rows.examples[first : first + READ_AT_ONCE]
