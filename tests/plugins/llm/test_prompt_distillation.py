@@ -267,7 +267,7 @@ def test_nothing_left_is_one_message(subject: Subject, monkeypatch: pytest.Monke
     run = stage(subject, "filter")
     every = {question.prompt for page in facts.pages("target") for question in facts.questions(page)}
     monkeypatch.setattr(page_reading, "reserved", lambda run: every)
-    with pytest.raises(KdzooError, match="of 600 questions none can be trained on: 0 empty, 600 of the test"):
+    with pytest.raises(KdzooError, match="of 200 questions none can be trained on: 0 empty, 200 of the test"):
         pd.keep(run)
     fit = subject.open()
     monkeypatch.setattr(pd, "answered", lambda questions, replies: [Example("target/0/q0/0", "who ?", " ")])

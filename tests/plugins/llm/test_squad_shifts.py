@@ -47,7 +47,9 @@ CONTENT = {
         },
     ],
 }
-ALL_WORDS = "the mill burned in may ada built it when who what ? Question: Answer Answer: a few words. <user> <bot>"
+ALL_WORDS = (
+    "the mill burned in may ada built it when who what ? Question: Answer Answer: a few words. <user> <bot>"
+)
 WORDS = ALL_WORDS.split()
 
 

@@ -26,7 +26,9 @@ class _Info:
     layout: str = "squadshifts/\n" + "\n".join(f"  {name}" for name in FILES.values())
     folders: tuple[str, ...] = ("squadshifts", "datasets")
     home: str = "https://modestyachts.github.io/squadshifts-website/"
-    terms: str = "no licence is stated on its site; passages are of Wikipedia, the New York Times, Reddit and Amazon"
+    terms: str = (
+        "no licence is stated on its site; passages are of Wikipedia, the New York Times, Reddit and Amazon"
+    )
     gigabytes: float = 0.07
 
 
