@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from kdzoo.errors import KdzooError
+from kdzoo.runs import Run
+from kdzoo.speakers.scripted import ScriptedSpeaker
+from kdzoo.testing.subject import Subject, backward
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.data.squad_shifts import first_questions
 from kdzoo_llm.language import TEACHER
+from kdzoo_llm.methods import prompt_distillation
 from kdzoo_llm.sequences import TEXT
 from kdzoo_llm.tasks import squad_shifts
 from kdzoo_llm.vocabularies import Vocabulary, word_level
@@ -137,3 +141,34 @@ def test_any_reference_counts(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     found = squad_shifts.judge(opened(root, monkeypatch), ["it was May .", "Adam", "it"], "test")["accuracy"]
     assert found.items is not None
     assert found.items.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "arm", ["", "prompt-distillation.without-soft-targets", "prompt-distillation.documents"]
+)
+def test_two_steps_on_small_files(root: Path, monkeypatch: pytest.MonkeyPatch, arm: str) -> None:
+    """Would catch a paper's profile that nobody ever started: stages, views and loss on files of the real layout."""
+    monkeypatch.setattr(
+        prompt_distillation,
+        "EndpointSpeaker",
+        lambda endpoint: ScriptedSpeaker(lambda asked: f"where does ba {asked.number} live ?", "asks"),
+    )
+    small = (
+        "student=llama-xs", "teacher=llama-xs", "vocabulary=words:facts", "prompt_length=64", "answer_length=16",
+        "asked=2", "batch=2", "questions=3", "rank=2", "asker=endpoint", "endpoint.base_url=http://localhost:1/v1",
+        "endpoint.model=any", "answer_temperature=0", "answer_tokens=4",
+    )  # fmt: skip
+    subject = Subject("prompt-distillation", "squad-shifts", root / "home", small)
+    monkeypatch.setattr(prompt_distillation, "answered", with_words)
+
+    def look(run: Run) -> list[float]:
+        return [backward(run, step) for step in (0, 1)]
+
+    losses = subject.look(look, arm, data_root=str(root))
+    assert all(loss >= 0 for loss in losses)
+    assert arm == "" or min(losses) > 0
+
+
+def with_words(questions: Any, replies: Any) -> list[Example]:
+    """Answers that end: a net with fresh weights writes none."""
+    return [Example(f"{question.id}/0", question.text, "oslo") for question in questions]
