@@ -365,6 +365,7 @@ def test_the_base_here_cannot_ask(subject: Subject) -> None:
         ("train_on=documents", "there are no questions whose answers"),
         ("asker=endpoint", "endpoint.base_url is empty"),
         ("rank=-1", "at least 0"),
+        ("teacher_vocabulary=words:operators", "equal numbers would be different tokens"),
     ],
 )
 def test_settings_that_cannot_be(given: str, message: str) -> None:
