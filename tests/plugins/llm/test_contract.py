@@ -14,6 +14,7 @@ class TestContract(MethodContract):
     # Small batches, small nets, few rows: what is tested does not depend on their size.
     settings: ClassVar[Mapping[str, Sequence[str]]] = {
         "lint-fixes": ("batch=2", "measured=4", "teacher_steps=3"),
+        "page-reading": ("batch=4",),
         "poetry": ("batch=2", "labelled=12", "measured=8", "own_texts=2"),
         "verse-endings": ("batch=2", "labelled=12", "measured=8"),
         "verse-translation": (
