@@ -47,11 +47,6 @@ def write_squad(root: Path) -> None:
         lines(root / "squad" / name, [json.dumps(squad_file(rows))])
 
 
-def write_squadshifts(root: Path) -> None:
-    for name in ("nyt", "amazon", "reddit", "new_wiki"):
-        lines(root / f"squadshifts/{name}_v1.0.json", [json.dumps(squad_file(20))])
-
-
 def write_infinity(root: Path) -> None:
     rows = [
         {"conversations": [{"from": "human", "value": f"{a} {i}"}, {"from": "gpt", "value": b}]}
@@ -81,7 +76,6 @@ def write_atomic(root: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "wmt14-en-de": write_wmt,
     "squad": write_squad,
-    "squadshifts": write_squadshifts,
     "infinity-instruct": write_infinity,
     "gsm8k": write_gsm8k,
     "atomic2020": write_atomic,

@@ -195,17 +195,6 @@ DATASETS: dict[str, DataSet] = {
         cut={"val": 0.1},
         read=questions,
     ),
-    "squadshifts": DataSet(
-        title="SquadShifts",
-        layout="squadshifts/\n  nyt_v1.0.json  amazon_v1.0.json  reddit_v1.0.json  new_wiki_v1.0.json",
-        folders=("squadshifts",),
-        home="https://modestyachts.github.io/squadshifts-website/",
-        terms="CC BY 4.0",
-        gigabytes=0.05,
-        splits={"train": "*_v1.0.json"},
-        cut={"val": 0.1, "test": 0.2},
-        read=squad,
-    ),
     "atomic2020": DataSet(
         title="ATOMIC 2020",
         layout="atomic2020_data-feb2021/\n  train.tsv    head, relation, tail, with tabs between them\n"
