@@ -101,6 +101,7 @@ OWNERS = {
     },
     "segmentation": {
         "brain": ("Colin27", "AAL", "Chris Rorden", "BSD 3-Clause"),
+        "emoji": ("Teachers' weights",),
         "scenes": ("Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0", "scikit-image"),
     },
 }
