@@ -94,7 +94,7 @@ def build_model(run: Run, role: str) -> nn.Module | None:
 def build_role(run: Run, role: str, name: str = "") -> LanguageModel:
     """The model of a role: the one that the setting of its name says, or `name`."""
     cfg = run.cfg
-    return build(
+    model = build(
         name or str(cfg[role]),
         vocabulary_of(cfg, role),
         context=context(cfg),
@@ -102,6 +102,9 @@ def build_role(run: Run, role: str, name: str = "") -> LanguageModel:
         dropout=float(cfg.get("dropout", 0.0)),
         pretrained=role == "teacher" or bool(cfg.get("pretrained", False)),
     )
+    if role == "student" and cfg.get("gradient_checkpointing", False):
+        model.net.gradient_checkpointing_enable()
+    return model
 
 
 @hookimpl
