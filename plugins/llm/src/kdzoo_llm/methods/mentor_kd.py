@@ -299,8 +299,8 @@ def of_task(run: Run, name: str) -> Callable[..., Any]:
     found: Callable[..., Any] | None = getattr(catalog.load().module(run.spec.task), name, None)
     if found is None:
         raise KdzooError(
-            f"the task {run.spec.task!r} has no function {name!r}: mentor-kd needs to know whom to ask (or an endpoint: "
-            "--set endpoint.base_url=...), and which answers are right. Choose a task of kind reasoning."
+            f"the task {run.spec.task!r} has no function {name!r}: mentor-kd needs to know whom to ask (or an "
+            "endpoint: --set endpoint.base_url=...), and which answers are right. Choose a task of kind reasoning."
         )
     return found
 
@@ -316,6 +316,7 @@ def soft_label_loss(
     temperature: float,
     reduction: Reduction,
     mask: Tensor | None = None,
+    teacher_grad: bool = False,
 ) -> Tensor:
     """How far the student's next tokens are from the mentor's.
 
@@ -328,6 +329,7 @@ def soft_label_loss(
         temperature: T > 0, of "kl".
         reduction: "none" = one value a token, "mean" or "sum" over the tokens that count.
         mask: (B, A) bool, True where a token counts; None counts padding, too, as the official code does.
+        teacher_grad: let the gradient reach the mentor too; never so in training.
 
     Returns:
         (B, A) or scalar; nats, or squared logits.
@@ -337,15 +339,22 @@ def soft_label_loss(
 
     Source: 2hojae/mentor-kd@ec9ea11 src/kd_tools.py, scripts/kd/mentor_kd.py; the mask differs there, see the card.
     """
-    if form == "kl":
-        return kl_divergence(
-            student, mentor, temperature=temperature, axis=-1, reduction=reduction, mask=mask
+    if form in ("kl", "ce"):
+        divergence = kl_divergence if form == "kl" else soft_cross_entropy
+        return divergence(
+            student,
+            mentor,
+            temperature=temperature if form == "kl" else 1.0,
+            axis=-1,
+            reduction=reduction,
+            mask=mask,
+            teacher_grad=teacher_grad,
         )
-    if form == "ce":
-        return soft_cross_entropy(student, mentor, temperature=1.0, axis=-1, reduction=reduction, mask=mask)
     if form != "mse":
         raise ValueError(f"form: got {form!r}, expected 'kl', 'mse' or 'ce'")
-    apart = hint_regression(student.flatten(0, -2), mentor.flatten(0, -2), reduction="none")
+    apart = hint_regression(
+        student.flatten(0, -2), mentor.flatten(0, -2), reduction="none", teacher_grad=teacher_grad
+    )
     return reduce(apart.view(student.shape[:-1]), reduction=reduction, mask=mask)
 
 
