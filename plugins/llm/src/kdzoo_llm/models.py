@@ -8,14 +8,19 @@ A model takes a view of a batch (see `kdzoo_llm.sequences`) and returns a `kdzoo
 
 Shapes: B rows, P prompt tokens (padded on the left), A answer tokens (padded on the right), V vocabulary, D width.
 Decoder-only and encoder-decoder models differ inside only: methods never ask which they talk to.
+
+``shipped:NAME`` is a small model with weights that come with the package: ``data/files/model-NAME.json`` says of which
+architecture and vocabulary, how they were made, and their hash.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,10 +32,12 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils import logging as said_by_transformers
 
+from kdzoo.artefacts import file_hash
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Output
-from kdzoo_llm.vocabularies import Vocabulary
+from kdzoo_llm.vocabularies import FILES, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +179,8 @@ def build(
     Raises:
         KdzooError: unknown name, weights that cannot be had, more ids than the model has rows, too short a context.
     """
+    if name.startswith("shipped:"):
+        return _shipped(name, vocabulary, context, features)
     spec = MODELS.get(name)
     if spec is None:
         return _from_transformers(name, vocabulary, context, features, pretrained)
@@ -206,6 +215,31 @@ def build(
     return EncoderDecoder(SmallT5(t5), vocabulary, features)
 
 
+def _shipped(name: str, vocabulary: Vocabulary, context: int, features: bool) -> LanguageModel:
+    """A model of `MODELS` with the weights of a file in the package."""
+    stem = f"model-{name.removeprefix('shipped:')}"
+    path = FILES / f"{stem}.safetensors"
+    if not path.exists():
+        known = sorted(
+            found.stem.replace("model-", "shipped:", 1) for found in FILES.glob("model-*.safetensors")
+        )
+        raise unknown("shipped model", name, known, f"There are {', '.join(known) or 'none'}.")
+    said = json.loads((FILES / f"{stem}.json").read_bytes())
+    if vocabulary.hash != said["vocabulary_hash"]:
+        raise KdzooError(
+            f"model {name}: it was trained with the vocabulary {said['vocabulary']!r}, {vocabulary.name!r} was "
+            f"given: its rows would stand for other tokens. Set vocabulary={said['vocabulary']}."
+        )
+    if (found := file_hash(path)) != said["sha256"]:
+        raise KdzooError(
+            f"model {name}: {path.name} has sha256 {found[:16]}..., {stem}.json says {said['sha256'][:16]}...: "
+            "the file is damaged. Install the package again."
+        )
+    model = build(said["architecture"], vocabulary, context=context, features=features)
+    load_model(model, str(path))  # half precision is widened as it is copied
+    return model
+
+
 def _from_transformers(
     name: str, vocabulary: Vocabulary, context: int, features: bool, pretrained: bool
 ) -> LanguageModel:
@@ -231,6 +265,7 @@ def _from_transformers(
             f"model {name}: it holds {room:,} tokens, but prompts and answers of {context:,} are asked for. Lower "
             "prompt_length or answer_length, or choose a model with a longer context."
         )
+    said_by_transformers.disable_progress_bar()
     seq2seq = bool(config.is_encoder_decoder)
     maker = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     if pretrained:
