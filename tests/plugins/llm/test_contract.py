@@ -12,4 +12,11 @@ class TestContract(MethodContract):
     plugin = "llm"
     rows = 16
     # Small batches, small nets, few rows: what is tested does not depend on their size.
-    settings: ClassVar[Mapping[str, Sequence[str]]] = {}
+    settings: ClassVar[Mapping[str, Sequence[str]]] = {
+        "shuffled-reasoning": (
+            "batch=8",
+            "student=llama-xs",
+            "teacher=llama-xs",
+            "questions=64",
+        ),
+    }

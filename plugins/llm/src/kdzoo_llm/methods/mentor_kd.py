@@ -37,6 +37,7 @@ from kdzoo_llm.language import context, readings, taught
 from kdzoo_llm.local_speaker import LocalSpeaker
 from kdzoo_llm.models import LanguageModel
 from kdzoo_llm.sequences import data_of
+from kdzoo_llm.served import rows_of
 from kdzoo_llm.vocabularies import open_vocabulary
 
 if TYPE_CHECKING:
@@ -290,8 +291,7 @@ def data(run: Run, split: str) -> Data | None:
 
 def questions_of(run: Run) -> list[Example]:
     """The task's training questions with their right answers."""
-    found: list[Example] = list(catalog.load().module(run.spec.task).data(run, "train").items.examples)
-    return found
+    return list(rows_of(run, "train"))
 
 
 def of_task(run: Run, name: str) -> Callable[..., Any]:

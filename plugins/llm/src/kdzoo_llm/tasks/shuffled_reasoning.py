@@ -33,12 +33,15 @@ SETTINGS = ("vocabulary", "teacher_vocabulary", "prompt_length", "answer_length"
 
 def data(run: Run, split: str) -> Data:
     """Training questions have the bare answer behind them; the others the right chain of thought and the answer."""
-    return _split(split, *(run.cfg[name] for name in SETTINGS))
+    return _split(split, int(run.cfg.questions), *(run.cfg[name] for name in SETTINGS))
 
 
 @lru_cache(maxsize=16)
-def _split(split: str, *values: str | int) -> Data:
-    return data_of(examples(split), readings(dict(zip(SETTINGS, values, strict=True))))
+def _split(split: str, questions: int, *values: str | int) -> Data:
+    rows = examples(split)
+    if split == "train":
+        rows = rows[:questions]
+    return data_of(rows, readings(dict(zip(SETTINGS, values, strict=True))))
 
 
 def examples(split: str) -> list[Example]:
@@ -64,7 +67,7 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
 
 def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     """Whether each text ends in the right answer, over all questions and of each kind."""
-    rows = reasoning.load(split)
+    rows = reasoning.load(split)[: len(texts)]
     right = torch.tensor([is_correct(row, text) for row, text in zip(rows, texts, strict=True)]).float()
     found = {"accuracy": Metric(right.mean().item(), len(rows), right)}
     for kind in reasoning.KINDS:
