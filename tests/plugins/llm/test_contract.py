@@ -16,7 +16,6 @@ class TestContract(MethodContract):
         "shuffled-reasoning": (
             "batch=8",
             "student=llama-xs",
-            "teacher=llama-xs",
             "questions=64",
         ),
     }

@@ -38,7 +38,7 @@ SMALL = ("student=llama-xs", "teacher=llama-s", "batch=8", "explained=40", "ment
 
 @pytest.fixture
 def few_questions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """48 questions of each split instead of 1,800 and less."""
+    """48 questions of each split instead of 1,200 and less."""
     whole = shuffled_reasoning.examples
     shuffled_reasoning._split.cache_clear()
     monkeypatch.setattr(shuffled_reasoning, "examples", lambda split: whole(split)[:48])
