@@ -28,7 +28,7 @@ from kdzoo_llm.data.extraction import extract, is_same
 from kdzoo_llm.local_speaker import LocalSpeaker
 from kdzoo_llm.methods import mentor_kd
 from kdzoo_llm.methods.mentor_kd import choose, explain, soft_label_loss, written
-from kdzoo_llm.tasks import shuffled_reasoning
+from kdzoo_llm.tasks import gsm8k_reasoning, shuffled_reasoning
 
 Open = Callable[..., Run]
 TASK = "shuffled-reasoning"
@@ -233,6 +233,16 @@ def test_every_right_row_fits_the_settings() -> None:
         assert max(len(row.prompt.split()) + 1 for row in rows) <= int(str(params["prompt_length"].default))
 
 
+def test_a_solution_of_gsm8k_becomes_rationale_and_number() -> None:
+    """Would catch notes for a calculator that are learnt as text, and numbers with commas that are never right."""
+    row = Example("1", "q", "He has 2*500=<<2*500=1000>>1000 .\nSo 1,000 .\n#### 1,000")
+    found = gsm8k_reasoning.solved(row)
+    assert found.answer == "He has 2*500=1000 . So 1,000 . --> 1000"
+    asked = row._replace(answer="1000")
+    assert gsm8k_reasoning.is_correct(asked, found.answer)
+    assert not gsm8k_reasoning.is_correct(asked, "it is 100")
+
+
 # --- stages -------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +328,9 @@ def test_a_dead_endpoint_ends_with_one_message(tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error_with_the_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch training on an empty set, or on the task's bare answers instead."""
-    monkeypatch.setattr(shuffled_reasoning, "speaker", lambda: ScriptedSpeaker(lambda asked: "", "silent"))
+    monkeypatch.setattr(
+        shuffled_reasoning, "speaker", lambda run: ScriptedSpeaker(lambda asked: "", "silent")
+    )
     run = stage_run(tmp_path, "fit", arm="mentor-kd.ft-cot")
     with pytest.raises(KdzooError, match=r"no rationale is left.*'empty': 40"):
         run.data("train")

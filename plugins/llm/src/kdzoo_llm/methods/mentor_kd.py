@@ -136,7 +136,7 @@ def explain(run: Run) -> None:
             Request(id=row.id, prompt=row.prompt, n=n, temperature=temperature, max_tokens=length)
             for row in questions
         ]
-        speak(run, of_task(run, "speaker")(), asked)
+        speak(run, of_task(run, "speaker")(run), asked)
         return
     speaker = EndpointSpeaker(Endpoint.of(run.cfg))
     cue, ask = str(run.cfg.rationale_prompt), str(run.cfg.answer_prompt)

@@ -54,7 +54,7 @@ def examples(split: str) -> list[Example]:
     ]
 
 
-def speaker() -> ScriptedSpeaker:
+def speaker(run: Run) -> ScriptedSpeaker:
     """The teacher: it explains an answer, and is sometimes wrong."""
     return ScriptedSpeaker(reasoning.script, "reasoning", count=lambda text: len(text.split()))
 
