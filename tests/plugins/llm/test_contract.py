@@ -26,4 +26,9 @@ class TestContract(MethodContract):
             "prune_steps=3",
         ),
         "verses": ("batch=2", "labelled=12", "measured=8"),
+        "shuffled-reasoning": (
+            "batch=8",
+            "student=llama-xs",
+            "questions=64",
+        ),
     }

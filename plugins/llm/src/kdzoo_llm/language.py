@@ -237,7 +237,7 @@ def answers(run: Run, role: str, split: str, way: Way | None = None, view: str =
         data.items.readings[view].answer_length,
         beams=int(run.cfg.get("eval.beams", 1)) if run.stage == "evaluate" else 1,
     )
-    rows = data.items.encoded(view)
+    rows = data.items.encoded(view)[: len(data)]  # a split may list its first rows only
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     texts = [""] * len(rows)
     model.eval()

@@ -55,6 +55,7 @@ class Spec:
 
 MODELS: dict[str, Spec] = {
     "llama-xs": Spec("llama", 48, 1, 2, 96),
+    "llama-sm": Spec("llama", 96, 2, 6, 288),
     "llama-s": Spec("llama", 64, 2, 4, 192),
     "llama-m": Spec("llama", 128, 3, 4, 384),
     "llama-l": Spec("llama", 192, 4, 6, 576),
