@@ -12,4 +12,6 @@ class TestContract(MethodContract):
     plugin = "llm"
     rows = 16
     # Small batches, small nets, few rows: what is tested does not depend on their size.
-    settings: ClassVar[Mapping[str, Sequence[str]]] = {}
+    settings: ClassVar[Mapping[str, Sequence[str]]] = {
+        "verse-translation": ("batch=4", "student=llama-xs", "labelled=16", "unlabelled=8", "measured=16"),
+    }

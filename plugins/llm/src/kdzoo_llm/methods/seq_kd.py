@@ -26,7 +26,7 @@ from kdzoo.hookspecs import hookimpl
 from kdzoo.losses.divergences import soft_cross_entropy
 from kdzoo.method import Batch, Role, Stage, Term, evaluate_stage, fit_stage
 from kdzoo.speakers.corpus import Corpus, speak
-from kdzoo.speakers.speech import Request
+from kdzoo.speakers.speech import Reply, Request
 from kdzoo_llm import pruning
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.language import taught
@@ -80,7 +80,7 @@ def plan(cfg: Settings) -> list[Stage]:
                 "neighbours",
                 f"{__name__}:neighbours",
                 needs=("candidates",),
-                reads=(*WRITING, "inter_rows", "inter_targets", "similarity"),
+                reads=(*WRITING, "inter_rows", "inter_targets", "similarity", "unfinished"),
                 seeded=False,
                 roles=(),
             )
@@ -155,7 +155,7 @@ def _search(run: Run, sources: Sequence[Example], *, beams: int, best: int) -> N
             n=best,
             beams=beams,
             temperature=0.0,
-            max_tokens=int(run.cfg.answer_length),
+            max_tokens=int(run.cfg.answer_length) - 1,  # and the end token
             length_penalty=float(run.cfg.length_penalty),
         )
         for source in sources
@@ -175,7 +175,7 @@ def neighbours(run: Run) -> None:
     found: dict[str, str] = {}
     gained = []
     for row in _referenced(run):
-        said = [text for text in corpus[row.id].texts if text.strip()]
+        said = [text for text in texts_of(run, corpus[row.id]) if text.strip()]
         values = [similarity(text.split(), row.answer.split()) for text in said]
         if said and how == "neighbour":
             found[row.id] = said[most(values)]
@@ -193,6 +193,12 @@ def neighbours(run: Run) -> None:
     write_atomic(run.folder / "neighbours.json", dump_json(found))
 
 
+def texts_of(run: Run, reply: Reply) -> list[str]:
+    """The hypotheses of a reply; "" for one that had not ended at the greatest length, unless such are kept."""
+    keep = run.cfg.unfinished == "keep"
+    return [sample.text if keep or sample.finish != "length" else "" for sample in reply.samples]
+
+
 def most(values: Sequence[float]) -> int:
     """Place of the first of the largest values."""
     return max(range(len(values)), key=lambda i: (values[i], -i))
@@ -205,7 +211,7 @@ def data(run: Run, split: str) -> Data | None:
     if "neighbours" in run.inputs:
         texts = _chosen(run.inputs["neighbours"])
     elif "modes" in run.inputs:
-        texts = {reply.id: reply.texts[0] for reply in Corpus(run.inputs["modes"])}
+        texts = {reply.id: texts_of(run, reply)[0] for reply in Corpus(run.inputs["modes"])}
     else:
         return None
     sources = list(rows_of(run, "train"))
