@@ -49,7 +49,7 @@ SIMILARITIES = {"bleu": sentence_bleu, "gleu": sentence_gleu}
 AT_ONCE = 320  # hypotheses a forward pass of the teacher
 
 # What decides what the teacher writes, beside how it is asked for.
-WRITING = (
+WRITING: tuple[str, ...] = (
     "teacher", "teacher_*", "vocabulary", "prompt_length", "answer_length", "pad", "labelled", "unlabelled",
     "pretrained", "length_penalty", "endpoint.*",
 )  # fmt: skip
@@ -64,8 +64,7 @@ def plan(cfg: Settings) -> list[Stage]:
     # C3
     text: tuple[str, ...] = ()
     if cfg.targets == "mode" and cfg.starts_from == "student":
-        reads = (*WRITING, "beams", "pool_sources")
-        stages.append(_writing("modes", reads))
+        stages.append(_writing("modes", (*WRITING, "beams", "pool_sources")))
         text = ("modes",)
     last = ""
     if cfg.starts_from == "student":
