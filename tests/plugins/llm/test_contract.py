@@ -17,18 +17,11 @@ class TestContract(MethodContract):
         "page-reading": ("batch=4",),
         "poetry": ("batch=2", "labelled=12", "measured=8", "own_texts=2"),
         "verse-endings": ("batch=2", "labelled=12", "measured=8"),
-        "verse-translation": (
-            "batch=2",
-            "labelled=12",
-            "measured=8",
-            "inter_rows=4",
-            "inter_list=3",
-            "prune_steps=3",
-        ),
         "verses": ("batch=2", "labelled=12", "measured=8"),
         "shuffled-reasoning": (
             "batch=8",
             "student=llama-xs",
             "questions=64",
         ),
+        "verse-translation": ("batch=4", "student=llama-xs", "labelled=16", "unlabelled=8", "measured=16"),
     }

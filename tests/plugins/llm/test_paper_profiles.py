@@ -24,7 +24,7 @@ import tiny_papers
 LETTERS = "abcdefghijklmnopqrstuvwxyzPXGEN0123456789 ?:\n#</>[]Q"
 TINY: dict[str, Any] = {
     "steps": 2, "teacher_steps": 0, "batch": 2, "accumulate": 1, "labelled": 6, "measured": 4, "rank": 2, "warmup": 0,
-    "prompt_length": 200, "answer_length": 40, "mentor_steps": 2,
+    "prompt_length": 200, "answer_length": 40, "mentor_steps": 2, "unfinished": "keep",
 }  # fmt: skip
 SEQ2SEQ = {"wmt14-en-de", "gsm8k-reasoning"}
 

@@ -19,11 +19,15 @@ __all__ = ["build_model", "check_pair", "data", "evaluate", "fit", "loss_terms"]
 
 
 def data(run: Run, split: str) -> Data:
-    """Spanish and English phrases; of the training split `labelled` of them."""
-    number = int(run.cfg.labelled) if split == "train" else int(run.cfg.measured)
-    return _data(split, number, tuple(readings(run.cfg).items()))
+    """Phrases: of the training split `labelled` with their translations, of the pool `unlabelled` without, of the
+    others `measured`."""
+    number = {"train": "labelled", "pool": "unlabelled"}.get(split, "measured")
+    return _data(split, int(run.cfg[number]), tuple(readings(run.cfg).items()))
 
 
 @lru_cache(maxsize=16)
 def _data(split: str, number: int, how: tuple[tuple[str, Reading], ...]) -> Data:
-    return data_of(verses.part(verses.phrases(split), number), dict(how))
+    rows = verses.part(verses.phrases(split), number)
+    if split == "pool":
+        rows = [row._replace(answer="") for row in rows]
+    return data_of(rows, dict(how))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kdzoo_llm.engine import fit
 from kdzoo_llm.language import build_model, check_pair, loss_terms
-from kdzoo_llm.paper_tasks import data_from, evaluate
+from kdzoo_llm.paper_tasks import data_from
+from kdzoo_llm.translation import evaluate
 
 __all__ = ["build_model", "check_pair", "data", "evaluate", "fit", "loss_terms"]
 
