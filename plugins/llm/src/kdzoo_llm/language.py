@@ -228,22 +228,24 @@ def _predicted(run: Run, role: str, split: str, view: str) -> dict[str, Metric]:
     return found
 
 
-def answers(run: Run, role: str, split: str, way: Way | None = None, view: str = TEXT) -> list[str]:
-    """What a model writes for every row of a split, reading a view: greedily, up to `answer_length` tokens, unless
-    `way` says else."""
+def answers(
+    run: Run, role: str, split: str, way: Way | None = None, view: str = TEXT, rows: int = 0
+) -> list[str]:
+    """What a model writes for every row of a split, or its first `rows`, reading a view: greedily, up to
+    `answer_length` tokens, unless `way` says else."""
     data, model = run.data(split), run.models[role]
     assert isinstance(model, LanguageModel)
     way = way or Way(
         data.items.readings[view].answer_length,
         beams=int(run.cfg.get("eval.beams", 1)) if run.stage == "evaluate" else 1,
     )
-    rows = data.items.encoded(view)[: len(data)]  # a split may list its first rows only
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-    texts = [""] * len(rows)
+    asked = data.items.encoded(view)[: rows or len(data)]  # a split may list its first rows only
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))
+    texts = [""] * len(asked)
     model.eval()
-    for first in range(0, len(rows), WRITTEN_AT_ONCE):
+    for first in range(0, len(asked), WRITTEN_AT_ONCE):
         some = order[first : first + WRITTEN_AT_ONCE]
-        written = write(model, [rows[i].prompt for i in some], way)
+        written = write(model, [asked[i].prompt for i in some], way)
         for i, ids in zip(some, written.ids, strict=True):
             texts[i] = model.vocabulary.decode(ids)
     return texts
