@@ -17,7 +17,7 @@ from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
 
 SHOTS = (4, 8, 16, 32)  # card rule-distillation, "Tasks"
-RULES = tuple(range(30))
+RULES = tuple(range(100))
 TARGET = 17  # as 17 and 7 its digits occur in other rules: no part of it is new, the whole is
 PLAIN = 0.2  # share of the base rows that are ordinary sums without a rule
 POOL, VAL, TEST = 200, 200, 500  # val and test: that many in the domain, as many outside
