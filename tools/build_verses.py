@@ -4,8 +4,8 @@
     pip install pysword==0.2.8
     python tools/build_verses.py SWORD/usr/share/sword
 
-A line is book, chapter, verse, English, Spanish, with tabs between them; verses that one of the two does not have are left
-out. Notes, headings and marks are taken out of the texts, nothing else is changed.
+A line is book, chapter, verse, English, Spanish, with tabs between them; verses that one of the two does not have are
+left out. Notes, headings and marks are taken out of the texts, nothing else is changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def plain(osis: str) -> str:
 
 
 def verses(folder: Path, module: str) -> dict[tuple[str, int, int], str]:
-    from pysword.modules import SwordModules  # type: ignore[import-not-found]
+    from pysword.modules import SwordModules
 
     modules = SwordModules(str(folder))
     modules.parse_modules()

@@ -19,14 +19,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from trained_alone import train_alone
 
 from kdzoo import catalog
-from kdzoo.artefacts import Store, dump_json, file_hash, home, write_atomic
+from kdzoo.artefacts import dump_json, file_hash, write_atomic
 from kdzoo.cards import Baseline
 from kdzoo.errors import KdzooError
-from kdzoo.plan import Request, make_plan
-from kdzoo.report.progress import Progress
-from kdzoo.workers import Options, run_all
 
 OUT = Path(__file__).parents[1] / "plugins/segmentation/src/kdzoo_segmentation/data/files"
 LARGEST = 3_500_000  # bytes of a teacher in the package
@@ -58,23 +56,8 @@ def main() -> None:
         raise KdzooError(
             f"task {given.task!r} has no baseline to plan a training with; its card says {task.kd!r}"
         )
-    plan = make_plan(
-        Request(
-            task.kd.method,
-            task=given.task,
-            arms="student",
-            seeds=1,
-            first_seed=given.seed,
-            set=tuple(f"{key}={value}" for key, value in settings.items()),
-        )
-    )
-    fit = next(spec for spec in plan.runs[("student", given.seed)] if spec.stage.name == "fit")
-    with Progress() as progress:
-        made = run_all({fit.key: fit}, Options(home(), 1), progress.event)[fit.key]
-    if "error" in made:
-        raise KdzooError(f"the training failed: {made['error']}")
-
-    weights = Store(home()).folder(fit.key) / "student.safetensors"
+    trained = train_alone(given.task, task.kd.method, settings, given.seed)
+    weights = trained.weights
     content = weights.read_bytes()
     if len(content) > LARGEST:
         raise KdzooError(
@@ -92,8 +75,8 @@ def main() -> None:
         **settings,
         "seed": given.seed,
         "parameters": sum(value.numel() for value in load_file(weights).values()),
-        "val": {name: curve[-1][1] for name, curve in made["curves"].items() if name.startswith("val/")},
-        "data_sha256": plan.data_hash(fit),
+        "val": trained.val,
+        "data_sha256": trained.data,
         "torch": torch.__version__,
         "mmsegmentation": version("onedl-mmsegmentation"),
         "python": platform.python_version(),

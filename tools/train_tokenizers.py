@@ -3,8 +3,8 @@
     python tools/train_tokenizers.py            # all of them
     python tools/train_tokenizers.py verses-1k  # one
 
-Byte pair encoding by Hugging Face's tokenizers, whose trainer gives equal results in every run (its Unigram trainer does
-not). <pad> = 0, <bos> = 1, <eos> = 2, <unk> = 3.
+Byte pair encoding by Hugging Face's tokenizers, whose trainer gives equal results in every run (its Unigram trainer
+does not). <pad> = 0, <bos> = 1, <eos> = 2, <unk> = 3.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ SWAPS = (
     "alice has the ball , bob has the cup , claire has the hat . alice and bob swap . claire and alice swap . "
     "what does claire have ?"
 )
-SUMS = "tom has 3 bags of 4 apples . tom buys 1 9 more . tom loses 8 . how many apples does tom have ?"
+SUMS = "tom has 3 bags of 4 apples . tom buys 1 9 . tom loses 0 8 . how many apples does tom have ?"
 
 
 def asked(prompt: str, *draws: float) -> SimpleNamespace:
@@ -61,7 +61,7 @@ def slow_answer(question: str) -> str:
     total = int(first) * int(second or 1)
     for verb, number in re.findall(r"(buys|finds|gets|drops|loses|sells) (\d+)", joined):
         total += int(number) if verb in ("buys", "finds", "gets") else -int(number)
-    return " ".join(str(total))
+    return " ".join(f"{total:02}")
 
 
 # ---- shared parts
@@ -171,11 +171,12 @@ def test_rows_are_equal_in_every_process():
 def test_reasoning_by_hand():
     """Would catch a chain of thought that does not lead to the answer."""
     assert reasoning.rationale(Example("x", SWAPS, "")) == (
-        "alice cup bob ball claire hat ; alice hat bob ball claire cup ; so claire has the cup"
+        "alice bob cup bob alice ball claire claire hat ; alice claire hat bob bob ball claire alice cup ; "
+        "so claire cup"
     )
     assert (
         reasoning.rationale(Example("x", SUMS, ""))
-        == "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 8 is 2 3"
+        == "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 0 8 is 2 3"
     )
     assert slow_answer(SWAPS) == "cup"
     assert slow_answer(SUMS) == "2 3"
@@ -203,10 +204,10 @@ def test_reasoning_splits_are_disjoint():
 
 def test_reasoning_values_keep_their_range():
     """Would catch a number of three digits, or below 0."""
-    ranges = sums.Ranges(steps=(4, 4), start=(90, 98), change=(1, 30))
-    for row in reasoning.load("val", (1, 1), ranges):
+    ranges = sums.Ranges(steps=(4, 4), start=(60, 98), change=(1, 30), products=0.5)
+    for row in reasoning.load("val", (4, 4), ranges):
         assert row.answer == slow_answer(row.prompt)
-        assert row.prompt.count(" swap ") == 1 or len(re.findall(" is ", reasoning.rationale(row))) == 4
+        assert row.prompt.count(" swap ") == 4 or len(re.findall(" is ", reasoning.rationale(row))) == 4
         for text in (row.prompt, reasoning.rationale(row)):
             assert not re.search(r"\d \d \d", text)
     with pytest.raises(KdzooError, match="Narrow"):
@@ -248,24 +249,27 @@ def test_script_by_hand():
     assert reasoning.script(asked(SUMS, 0.2, 0, 0, 0)) == f"{right} --> 2 3"
     # The first step, the first slip (+1), gone on from; the same, not gone on from; the last step counts in any case.
     assert reasoning.script(asked(SUMS, 0.19, 0, 0, 0)) == (
-        "3 times 4 is 1 3 ; 1 3 plus 1 9 is 3 2 ; 3 2 minus 8 is 2 4 --> 2 4"
+        "3 times 4 is 1 3 ; 1 3 plus 1 9 is 3 2 ; 3 2 minus 0 8 is 2 4 --> 2 4"
     )
     assert reasoning.script(asked(SUMS, 0.19, 0, 0, 0.9)) == (
-        "3 times 4 is 1 3 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 8 is 2 3 --> 2 3"
+        "3 times 4 is 1 3 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 0 8 is 2 3 --> 2 3"
     )
     assert reasoning.script(asked(SUMS, 0.19, 0.99, 0.2, 0.9)) == (
-        "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 8 is 2 2 --> 2 2"
+        "3 times 4 is 1 2 ; 1 2 plus 1 9 is 3 1 ; 3 1 minus 0 8 is 2 2 --> 2 2"
     )
     # No swap where there is one, in the first and in the last place.
     assert reasoning.script(asked(SWAPS, 0.1, 0, 0, 0)) == (
-        "alice ball bob cup claire hat ; alice hat bob cup claire ball ; so claire has the ball --> ball"
+        "alice alice ball bob bob cup claire claire hat ; alice claire hat bob bob cup claire alice ball ; "
+        "so claire ball --> ball"
     )
     assert reasoning.script(asked(SWAPS, 0.1, 0.5, 0.1, 0.9)) == (
-        "alice cup bob ball claire hat ; alice cup bob ball claire hat ; so claire has the hat --> hat"
+        "alice bob cup bob alice ball claire claire hat ; alice alice cup bob bob ball claire claire hat ; "
+        "so claire hat --> hat"
     )
     # Another pair swaps: alice and claire in the place of alice and bob.
     assert reasoning.script(asked(SWAPS, 0.1, 0, 0.4, 0.9)) == (
-        "alice hat bob cup claire ball ; alice hat bob ball claire cup ; so claire has the cup --> cup"
+        "alice claire hat bob bob cup claire alice ball ; alice claire hat bob bob ball claire alice cup ; "
+        "so claire cup --> cup"
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ARROW = "-->"  # 2hojae/mentor-kd@ec9ea11 src/evaluator.py, task type ft_cot_token
 SIZES = {"train": 300, "pool": 1500, "val": 400, "test": 800}
 KINDS = ("swaps", "sums")
-SWAPS = (2, 4)
+SWAPS = (3, 3)  # card mentor-kd, "Small-scale bench"
 CORRUPTED = 0.2  # card mentor-kd, "Small-scale bench"
 CARRIED = 0.75  # of the mistakes; the others are not gone on from
 

@@ -1,6 +1,7 @@
 """Arithmetic word problems of a few steps, with numbers written digit by digit.
 
-Every number in a problem and in its chain of thought is below 100.
+Every number in a problem and in its chain of thought is below 100. Values are written with two digits, what changes
+them with as many as the largest change has, so that each number has its place.
 """
 
 from __future__ import annotations
@@ -34,15 +35,19 @@ class Ranges(NamedTuple):
 
     steps: tuple[int, int] = (2, 3)
     start: tuple[int, int] = (2, 40)
-    change: tuple[int, int] = (1, 19)
+    change: tuple[int, int] = (1, 9)
     holders: tuple[int, int] = (2, 4)
     filling: tuple[int, int] = (2, 9)
-    products: float = 0.25
+    products: float = 1.0
 
 
 class Step(NamedTuple):
     operation: str  # "plus", "minus" or "times"
-    number: int
+    written: str  # the number, as the problem spells it
+
+    @property
+    def number(self) -> int:
+        return read(self.written)
 
 
 def draw(draws: Draws, ranges: Ranges) -> str:
@@ -58,8 +63,8 @@ def draw(draws: Draws, ranges: Ranges) -> str:
         value, start = many * each, f"{spell(many)} {draws.one(HOLDERS)} of {spell(each)}"
     else:
         value = draws.between(*ranges.start)
-        start = spell(value)
-    changes = []
+        start = spell(value, width=2)
+    changes, width = [], len(str(ranges.change[1]))
     for _ in range(number - product):
         change = draws.between(*ranges.change)
         fits = [sign for sign in (1, -1) if LOWEST <= value + sign * change <= HIGHEST]
@@ -71,7 +76,7 @@ def draw(draws: Draws, ranges: Ranges) -> str:
         sign = draws.one(fits)
         value += sign * change
         verb = draws.one(MORE if sign > 0 else LESS)
-        changes.append(f"{person} {verb} {spell(change)}{' more' if sign > 0 else ''} .")
+        changes.append(f"{person} {verb} {spell(change, width=width)} .")
     return f"{person} has {start} {thing} . {' '.join(changes)} how many {thing} does {person} have ?"
 
 
@@ -84,9 +89,10 @@ def chain(problem: str, mistake: Mistake | None = None) -> tuple[str, str]:
     Raises:
         ValueError: the text is not of this kind.
     """
-    start, steps = _read(problem)
+    first, steps = _read(problem)
     wrong_at = int(mistake.place * len(steps)) if mistake else None
-    value, lines = start, []
+    value, spelled = read(first), first
+    lines = []
     for number, step in enumerate(steps):
         seen = after = _apply(value, step)
         if mistake and number == wrong_at:
@@ -94,48 +100,32 @@ def chain(problem: str, mistake: Mistake | None = None) -> tuple[str, str]:
             slips = _slips(seen, steps[number + 1 :] if carried else [])
             seen += slips[int(mistake.choice * len(slips))]
             after = seen if carried else after
-        lines.append(f"{spell(value)} {step.operation} {spell(step.number)} is {spell(seen)}")
-        value = after
-    return " ; ".join(lines), spell(value)
+        lines.append(f"{spelled} {step.operation} {step.written} is {spell(seen, width=2)}")
+        value, spelled = after, spell(after, width=2)
+    return " ; ".join(lines), spelled
 
 
 def words() -> list[str]:
     """All words that problems and chains can have, sorted."""
-    fixed = [
-        "has",
-        "of",
-        "more",
-        "how",
-        "many",
-        "does",
-        "have",
-        "plus",
-        "minus",
-        "times",
-        "is",
-        ".",
-        "?",
-        ";",
-    ]
+    fixed = {"has", "of", "how", "many", "does", "have", "plus", "minus", "times", "is", ".", "?", ";"}
     return sorted({*DIGITS, *PEOPLE, *THINGS, *HOLDERS, *MORE, *LESS, *fixed})
 
 
-def _read(problem: str) -> tuple[int, list[Step]]:
-    """What there is at first, and the operations."""
+def _read(problem: str) -> tuple[str, list[Step]]:
+    """What there is at first, as the problem spells it, and the operations."""
     try:
         start, *changes, _ = problem.split(" . ")
         held = start.split()[2:-1]
         steps = []
         if "of" in held:
             at = held.index("of")
-            steps.append(Step("times", read(" ".join(held[at + 1 :]))))
+            steps.append(Step("times", " ".join(held[at + 1 :])))
             held = held[: at - 1]
         for change in changes:
-            verb, *number = change.removesuffix(" more").split()[1:]
-            steps.append(
-                Step("plus" if (MORE + LESS).index(verb) < len(MORE) else "minus", read(" ".join(number)))
-            )
-        return read(" ".join(held)), steps
+            verb, *number = change.split()[1:]
+            operation = "plus" if (MORE + LESS).index(verb) < len(MORE) else "minus"
+            steps.append(Step(operation, " ".join(number)))
+        return " ".join(held), steps
     except ValueError as error:
         raise ValueError(f"{problem!r} is no arithmetic problem") from error
 

@@ -127,6 +127,13 @@ def phrases(split: str) -> list[Example]:
     return [row for pair, row in found.items() if pair not in learnt]
 
 
+def part(rows: list[Example], number: int) -> list[Example]:
+    """So many of the rows, the first in an order that their names draw; 0 for all, in their own order."""
+    if not number or number >= len(rows):
+        return rows
+    return sorted(rows, key=lambda row: mix("verses", "part", row.id))[:number]
+
+
 def pieces(text: str) -> list[str]:
     """A verse cut at its marks."""
     parts = (apart(part) for part in CUTS.split(simple(text)))
