@@ -12,4 +12,6 @@ class TestContract(MethodContract):
     plugin = "llm"
     rows = 16
     # Small batches, small nets, few rows: what is tested does not depend on their size.
-    settings: ClassVar[Mapping[str, Sequence[str]]] = {}
+    settings: ClassVar[Mapping[str, Sequence[str]]] = {
+        "told-rule": ("teacher=llama-s", "base_rows=200"),
+    }
