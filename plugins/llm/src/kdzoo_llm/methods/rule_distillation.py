@@ -57,9 +57,7 @@ def output_loss(
     here such a token weighs 0 from the start.
     """
     value = {"kl": kl_divergence, "entropy": soft_cross_entropy}[loss]
-    each = value(
-        student_logits, teacher_logits, temperature=temperature, axis=2, mask=mask, reduction="none"
-    )
+    each = value(student_logits, teacher_logits, temperature=temperature, axis=2, mask=mask, reduction="none")
     return temperature**2 * each
 
 
@@ -94,9 +92,11 @@ def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tens
             for s, t in zip(student, teacher, strict=True)
         ]
     ).mean(0)
-    return torch.zeros(flat.shape, dtype=apart.dtype, device=apart.device).masked_scatter(
-        flat, apart / width
-    ).view_as(mask)
+    return (
+        torch.zeros(flat.shape, dtype=apart.dtype, device=apart.device)
+        .masked_scatter(flat, apart / width)
+        .view_as(mask)
+    )
 
 
 def inner_states(features: Mapping[str, Tensor]) -> list[Tensor]:
@@ -166,8 +166,8 @@ def prepare_batch(run: Run, batch: Batch) -> None:
     cfg = run.cfg
     if TEACHER not in batch.views:
         raise KdzooError(
-            f"rule-distillation on the task {run.task.slug!r}: there is no view that only the teacher reads, so teacher "
-            "and student would be one model before one prompt. Choose a task whose teacher is told more (told-rule)."
+            f"rule-distillation on the task {run.task.slug!r}: there is no view that only the teacher reads, so "
+            "teacher and student would be one model before one prompt. Choose a task whose teacher is told more (told-rule)."
         )
     if cfg.student_reads_rule:
         batch.views[TEXT] = batch.views[TEACHER]
@@ -178,7 +178,7 @@ def prepare_batch(run: Run, batch: Batch) -> None:
 
 
 def longer(view: Mapping[str, Any]) -> dict[str, Any]:
-    """A view with a column of padding behind its answers: models then also say what they expect behind the last token."""
+    """A view with a column of padding behind its answers: models then say what they expect behind the last token, too."""
     answer, mask = view["answer"], view["answer_mask"]
     return {
         **view,
