@@ -167,7 +167,8 @@ def prepare_batch(run: Run, batch: Batch) -> None:
     if TEACHER not in batch.views:
         raise KdzooError(
             f"rule-distillation on the task {run.task.slug!r}: there is no view that only the teacher reads, so "
-            "teacher and student would be one model before one prompt. Choose a task whose teacher is told more (told-rule)."
+            "teacher and student would be one model before one prompt. Choose a task whose teacher is told more "
+            "(told-rule)."
         )
     if cfg.student_reads_rule:
         batch.views[TEXT] = batch.views[TEACHER]
@@ -178,7 +179,7 @@ def prepare_batch(run: Run, batch: Batch) -> None:
 
 
 def longer(view: Mapping[str, Any]) -> dict[str, Any]:
-    """A view with a column of padding behind its answers: models then say what they expect behind the last token, too."""
+    """A view with a column of padding behind its answers: models then say what they expect behind the last token."""
     answer, mask = view["answer"], view["answer_mask"]
     return {
         **view,
