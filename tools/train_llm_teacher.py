@@ -4,10 +4,10 @@
 
 It is the stage `teacher` that a bench would make if nothing were shipped: the task's own data, loss and engine under
 the settings of [teacher.set] in the task's card, which ``--set`` may change. The last step counts; val is only looked
-at and test never opened. Written beside the task's data: TASK-teacher.safetensors (half precision) and TASK-teacher.json
-(settings, val metrics, hashes). What belongs into the [teacher] block of the card is printed. One thread; the same
-torch on the same kind of processor gives the same weights. An interrupted training goes on when the command is given
-again.
+at and test never opened. Written beside the task's data: TASK-teacher.safetensors (half precision) and TASK-
+teacher.json (settings, val metrics, hashes). What belongs into the [teacher] block of the card is printed. One
+thread; the same torch on the same kind of processor gives the same weights. An interrupted training goes on when the
+command is given again.
 """
 
 from __future__ import annotations
