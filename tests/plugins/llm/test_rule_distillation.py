@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdzoo import catalog
+from kdzoo.bench import run_bench
 from kdzoo.errors import KdzooError
 from kdzoo.plan import Request, make_plan
 from kdzoo.runs import Run
 from kdzoo.testing.subject import Subject
-from kdzoo_llm.data import operators
+from kdzoo.workers import Options
+from kdzoo_llm.data import operators, rule_files
 from kdzoo_llm.language import TEACHER
 from kdzoo_llm.methods.rule_distillation import (
     TUNED,
@@ -26,6 +31,8 @@ from kdzoo_llm.methods.rule_distillation import (
     positions,
 )
 from kdzoo_llm.sequences import TEXT
+from kdzoo_llm.tasks import rule_math
+from kdzoo_llm.vocabularies import word_level
 
 TASK = "told-rule"
 SMALL = ("teacher=llama-s", "base_rows=200", "batch=4")
@@ -371,3 +378,116 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
     data = catalog.load().module(TASK).data(run_of(0, teacher_prompt_length=12), "val")
     with pytest.raises(KdzooError, match="prompt"):
         data.items.encoded(TEACHER)
+
+
+# ---- the paper's files
+
+
+def write_files(root: Path, shots: int = 4) -> Path:
+    """The official layout, two rows a set."""
+    folder = root / "math_experiments"
+    folder.mkdir(parents=True)
+    names = [f"train_{{}}_{shots}shot", f"valid_{{}}_{shots}shot_seed1234", "test_{}_id", "test_{}_ood"]
+    for number, name in enumerate(names):
+        for side, instruction in (("full", "add one more"), ("no", "")):
+            rows = [
+                {"instruction": instruction, "input": f"{k} @@@ {number} = ?", "output": f"{k + number + 1}."}
+                for k in (2, 3)
+            ]
+            (folder / f"{name.format(side)}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_rule_files_are_read_in_pairs(tmp_path: Path) -> None:
+    """Rows of two files belong together by their place."""
+    write_files(tmp_path / "data")  # the repository's own folder is found, too
+    rows = rule_files.load(tmp_path, "test", 4, 1234)
+    assert [row.example.id for row in rows] == ["test/id/0", "test/id/1", "test/ood/0", "test/ood/1"]
+    assert rows[2].example.prompt == "2 @@@ 3 = ?"
+    assert rows[2].example.answer == "6."
+    assert {row.instruction for row in rows} == {"add one more"}
+
+
+def test_rule_files_that_are_wrong_are_refused(tmp_path: Path) -> None:
+    """Another order, another form, or nothing: each with what is expected."""
+    folder = write_files(tmp_path)
+    path = folder / "train_no_4shot.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+    with pytest.raises(KdzooError, match="another order"):
+        rule_files.load(tmp_path, "train", 4, 1234)
+    path.write_text('[{"input": "1"}]')
+    with pytest.raises(KdzooError, match="instruction, input, output"):
+        rule_files.load(tmp_path, "train", 4, 1234)
+    path.write_text("[")
+    with pytest.raises(KdzooError, match="no JSON"):
+        rule_files.load(tmp_path, "train", 4, 1234)
+    with pytest.raises(KdzooError, match="train_full_<shots>shot"):
+        rule_files.load(tmp_path, "train", 8, 1234)
+
+
+def test_a_template_without_its_fields_is_refused() -> None:
+    """The rule would not be in the teacher's prompt, and nothing would be distilled."""
+    assert rule_math.filled("{instruction}|{input}|", "rule", "1 = ?") == "rule|1 = ?|"
+    assert rule_math.filled("{instruction}|{input}", "{input}", "x") == "{input}|x"
+    for template in ("{input}", "{instruction}", "{input}{input}{instruction}"):
+        with pytest.raises(KdzooError, match="once each"):
+            rule_math.filled(template, "a", "b")
+
+
+def small_base(folder: Path) -> Path:
+    """A base as it lies on disk: a Llama of one layer, and a tokenizer."""
+    words = [
+        "@@@",
+        "=",
+        "?",
+        "add",
+        "one",
+        "more",
+        *(f"{k}" for k in range(12)),
+        *(f"{k}." for k in range(12)),
+    ]
+    tokenizer = word_level("words", words).tokenizer
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_paper_profile_runs_on_tiny_files(tmp_path: Path) -> None:
+    """Every path of the profile, with weights and a tokenizer from a folder."""
+    write_files(tmp_path / "files")
+    base = small_base(tmp_path / "base")
+    request = Request(
+        "rule-distillation",
+        task="rule-math",
+        seeds=1,
+        arms="rule-distillation",
+        data_root=str(tmp_path / "files"),
+        smoke=True,
+        set=(
+            f"teacher={base}",
+            f"vocabulary={base}",
+            "batch=2",
+            "shots=4",
+            "prompt_length=20",
+            "teacher_prompt_length=24",
+            "answer_length=4",
+            "template={instruction} {input}",
+        ),
+    )
+    record, _ = run_bench(
+        request, Options(tmp_path, jobs=0), lambda *_: None, "kdzoo bench", measure_latency=False
+    )
+    assert not record.failures
+    runs = {row.arm: row for row in record.runs}
+    assert set(runs) == {"student", "rule-distillation"}
+    assert "test/accuracy[ood]" in runs["student"].metrics
+    assert "test/accuracy[model=own-teacher]" in runs["rule-distillation"].metrics

@@ -119,9 +119,10 @@ def positions(labels: Tensor, shift: str) -> Tensor:
 def plan(cfg: Settings) -> list[Stage]:
     """Tune the teacher with the rule if the arm asks for it (C1), then train the student."""
     _check(cfg)
+    # A base with weights of its own is built with them; others are the task's to give.
+    base = Role("teacher", "frozen", "init:teacher" if cfg.get("pretrained", False) else "task")
     if not cfg.own_teacher:
-        return [fit_stage(), evaluate_stage()]
-    base = Role("teacher", "frozen", "task")
+        return [fit_stage(roles=(base, Role("student"))), evaluate_stage()]
     tuned = fit_stage(
         TUNED,
         reads=("*", "!eval.*", *(f"!{name}" for name in OF_THE_STUDENT if name not in tuning())),

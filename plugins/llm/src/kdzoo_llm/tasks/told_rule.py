@@ -1,7 +1,7 @@
 """An operator whose rule can be read, or guessed from a few examples; the settings are in the card.
 
 Every arm begins with the base model, which follows rules of this kind when it reads them, and learns by low-rank
-adapters on it that are merged when training is over. The view "teacher" has the rule in its prompt, "text" has not.
+adapters (`kdzoo_llm.told`).
 """
 
 from __future__ import annotations
@@ -12,27 +12,14 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from kdzoo.fit import make_optimizer
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo.task import Data
-from kdzoo_llm import adapters, engine
 from kdzoo_llm.data import operators
 from kdzoo_llm.data.digits import Order
-from kdzoo_llm.language import (
-    TEACHER,
-    build_role,
-    check_pair,
-    loss_terms,
-    measure,
-    readings,
-    view_of_role,
-)
-from kdzoo_llm.models import LanguageModel
+from kdzoo_llm.language import check_pair, loss_terms, measure, readings
 from kdzoo_llm.sequences import data_of
+from kdzoo_llm.told import build_model, fit, share_right, view_of
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run
@@ -94,42 +81,6 @@ def _target(
 
 
 @hookimpl
-def build_model(run: Run, role: str) -> nn.Module | None:
-    """The base as teacher, and adapted as student; a student that is only measured is plain."""
-    if role not in ("student", "teacher"):
-        return None
-    adapted = adapters.build_model(run, role)
-    return adapted if adapted is not None else build_role(run, role, str(run.cfg["teacher"]))
-
-
-@hookimpl
-def fit(run: Run) -> bool:
-    """The engine; then adapters are merged, so that what ships costs what the base costs."""
-    student = run.models["student"]
-    assert isinstance(student, LanguageModel)
-    run.facts["trained_parameters"] = adapters.trained_parameters(student)
-    run.make_optimizer = optimizer
-    engine.fit(run)
-    adapters.merge(student)
-    return True
-
-
-def optimizer(run: Run) -> torch.optim.Optimizer:
-    """Core's, with `beta2`: at 0.999 a base of this size stopped short of following rules."""
-    made = make_optimizer(run)
-    for group in made.param_groups:
-        group["betas"] = (0.9, float(run.cfg.beta2))
-    return made
-
-
-def view_of(run: Run, role: str, split: str) -> str:
-    """The student reads no rule, unless `eval.rule` says so at the end."""
-    if role == "student" and run.stage == "evaluate" and run.cfg["eval.rule"]:
-        return TEACHER
-    return view_of_role(run, role, split)
-
-
-@hookimpl
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
     """Exact answers, in the domain of the examples and outside."""
     return measure(run, split, judge, view_of)
@@ -138,11 +89,5 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
 def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     """Share of right numbers, digit for digit; also of each part of the split that there is."""
     examples = run.data(split).items.examples
-    hits = torch.tensor(
-        [operators.is_correct(example, text) for example, text in zip(examples, texts, strict=True)]
-    ).float()
-    found = {"accuracy": Metric(float(hits.mean()), len(hits), hits)}
-    for part in ("id", "ood"):
-        if rows := [i for i, example in enumerate(examples) if f"/{part}/" in example.id]:
-            found[f"accuracy[{part}]"] = Metric(float(hits[rows].mean()), len(rows), hits[rows])
-    return found
+    pairs = zip(examples, texts, strict=True)
+    return share_right(examples, [operators.is_correct(example, text) for example, text in pairs])
