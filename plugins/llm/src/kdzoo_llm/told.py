@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from kdzoo.fit import make_optimizer
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo_llm import adapters, engine
@@ -42,18 +41,9 @@ def fit(run: Run) -> bool:
     student = run.models["student"]
     assert isinstance(student, LanguageModel)
     run.facts["trained_parameters"] = adapters.trained_parameters(student)
-    run.make_optimizer = optimizer
     engine.fit(run)
     adapters.merge(student)
     return True
-
-
-def optimizer(run: Run) -> torch.optim.Optimizer:
-    """Core's, with the setting `beta2`."""
-    made = make_optimizer(run)
-    for group in made.param_groups:
-        group["betas"] = (0.9, float(run.cfg.beta2))
-    return made
 
 
 def view_of(run: Run, role: str, split: str) -> str:
