@@ -42,9 +42,6 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="run the schedule that often, each time from the last weights"
-    )
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,14 +49,10 @@ def main() -> None:
     if task.teacher is None:
         raise KdzooError(f"task {task.slug!r} has no teacher in its card: add a [teacher] block.")
 
+    spec = teacher_spec(task, given.set, given.seed)
+    spec = replace(spec, key=key_of(execute.key_content(spec, execute.data_hash(spec))))
     store = Store(home())
-    spec = keyed(teacher_spec(task, given.set, given.seed))
     made = execute.execute(spec, store, report=_show)
-    seconds = made["cost"]["seconds"]
-    for number in range(2, given.rounds + 1):
-        spec = keyed(next_round(spec, number))
-        made = execute.execute(spec, store, report=_show)
-        seconds += made["cost"]["seconds"]
     trained = load_file(store.folder(spec.key) / "student.safetensors")
 
     path = given.out / f"{task.slug}-teacher.safetensors"
@@ -79,7 +72,7 @@ def main() -> None:
         "settings": settings,
         "parameters": sum(value.numel() for value in state.values()),
         "dtype": "float16 on disk, float32 in use",
-        "seconds": round(seconds),
+        "seconds": round(made["cost"]["seconds"]),
         "val": rounded(spec, path, store),
         "val_before_rounding": val,
         "data_hash": execute.data_hash(spec),
@@ -112,18 +105,6 @@ def teacher_spec(task: TaskCard, assignments: list[str], seed: int) -> StageSpec
         ships=("student",),
         needs={},
     )
-
-
-def keyed(spec: StageSpec) -> StageSpec:
-    return replace(spec, key=key_of(execute.key_content(spec, execute.data_hash(spec))))
-
-
-def next_round(spec: StageSpec, number: int) -> StageSpec:
-    """The same training once more, from the weights of `spec`: warm restarts of the schedule."""
-    before = f"round-{number - 1}"
-    roles = tuple(replace(role, source=f"stage:{before}") for role in spec.roles)
-    stage = replace(spec.stage, name=f"teacher-{number}", needs=(before,), roles=roles)
-    return replace(spec, stage=stage, roles=roles, needs={before: spec.key})
 
 
 def rounded(spec: StageSpec, path: Path, store: Store) -> dict[str, float]:
