@@ -239,8 +239,8 @@ def on_policy_run(share: float) -> Any:
     batch = Batch(ids=["a", "b"], views=views, labels=labels, counts={"item": 2, "token": 5})
     cfg: Any = type("Cfg", (dict,), {"__getattr__": dict.__getitem__})(on_policy=share, answer_length=6)
     return SimpleNamespace(
-        cfg=cfg, batch=batch, models={"student": student}, seed=0, step=3, micro=0,
-        rng=lambda purpose: torch.Generator().manual_seed(5), to_device=lambda batch: batch,
+        cfg=cfg, batch=batch, models={"student": student}, seed=0, step=3,
+        to_device=lambda batch: batch,
     )  # fmt: skip
 
 

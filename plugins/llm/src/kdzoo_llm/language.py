@@ -7,6 +7,7 @@ hands it to `measure`. Shapes: B rows, A answer tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,14 +94,17 @@ def build_model(run: Run, role: str) -> nn.Module | None:
 def build_role(run: Run, role: str, name: str = "") -> LanguageModel:
     """The model of a role: the one that the setting of its name says, or `name`."""
     cfg = run.cfg
-    return build(
+    model = build(
         name or str(cfg[role]),
         vocabulary_of(cfg, role),
         context=context(cfg),
         features=wants_features(run),
         dropout=float(cfg.get("dropout", 0.0)),
-        pretrained=bool(cfg.get("pretrained", False)),
+        pretrained=role == "teacher" or bool(cfg.get("pretrained", False)),
     )
+    if role == "student" and cfg.get("gradient_checkpointing", False):
+        model.net.gradient_checkpointing_enable()
+    return model
 
 
 @hookimpl
@@ -215,6 +219,10 @@ def _predicted(run: Run, role: str, split: str, view: str) -> dict[str, Metric]:
         "perplexity": Metric(float(torch.tensor(nll.value).exp()), len(data)),
         "token_accuracy": per_token("accuracy"),
     }
+    if "bits_per_character" in run.task.metrics:
+        letters = sum(len(example.answer) + 1 for example in data.items.examples)  # the end counts as one
+        bits = float(torch.cat(rows["nll"]).double().sum()) / math.log(2) / letters
+        found["bits_per_character"] = Metric(bits, len(data))
     if compare:
         found |= {"agreement": per_token("agreement"), "teacher_kl": per_token("teacher_kl")}
     return found
@@ -229,7 +237,7 @@ def answers(run: Run, role: str, split: str, way: Way | None = None, view: str =
         data.items.readings[view].answer_length,
         beams=int(run.cfg.get("eval.beams", 1)) if run.stage == "evaluate" else 1,
     )
-    rows = data.items.encoded(view)
+    rows = data.items.encoded(view)[: len(data)]  # a split may list its first rows only
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     texts = [""] * len(rows)
     model.eval()
