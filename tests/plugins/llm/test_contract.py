@@ -24,4 +24,5 @@ class TestContract(MethodContract):
             "questions=64",
         ),
         "verse-translation": ("batch=4", "student=llama-xs", "labelled=16", "unlabelled=8", "measured=16"),
+        "told-rule": ("teacher=llama-s", "base_rows=200"),
     }
