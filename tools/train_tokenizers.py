@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from kdzoo_llm.data import lint_fixes, verses
+from kdzoo_llm.data import lint_fixes, relations, verses
 from kdzoo_llm.vocabularies import SPECIALS
 
 FILES = Path(__file__).parents[1] / "plugins/llm/src/kdzoo_llm/data/files"
@@ -42,7 +42,10 @@ TOKENIZERS: dict[str, tuple[Callable[[], Iterable[str]], int]] = {
     "verses-2k": (verses.texts, 2000),
     "phrases-2k": (phrase_texts, 2000),
     "lint-1k": (lint_texts, 1000),
+    "relations-2k": (relations.texts, 2000),
 }
+# One token each; the blanks around them are a part of them.
+MARKS = {"relations-2k": ("<head>", "</head>", "<relation>", "</relation>", "[GEN]", "[SEP]")}
 
 
 def main() -> None:
@@ -54,7 +57,10 @@ def main() -> None:
             pre_tokenizers.Split(Regex(CODE_PIECES), "isolated") if code else pre_tokenizers.Metaspace()
         )
         tokenizer.decoder = decoders.Fuse() if code else decoders.Metaspace()
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIALS), show_progress=False)
+        marks = [AddedToken(mark, lstrip=True, rstrip=True) for mark in MARKS.get(name, ())]
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[*SPECIALS, *marks], show_progress=False
+        )
         tokenizer.train_from_iterator(texts(), trainer)
         path = FILES / f"tokenizer-{name}.json"
         compact = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))

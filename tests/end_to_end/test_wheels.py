@@ -91,8 +91,10 @@ OWNERS = {
     "llm": {
         "lint": ("ruff", "Charlie Marsh", "MIT"),
         "model": ("Weights",),
+        "page": ("Weights",),
         "relations": ("WordNet", "Princeton University"),
         "tokenizer": ("Tokenizers",),
+        "told": ("Weights",),
         "verses": ("World English Bible", "Reina-Valera", "public domain"),
     },
     "vision": {
