@@ -2,8 +2,9 @@
 
 It reads few-shot prompts, as a large language model would, and answers their last, open line. Of each head and
 relation it holds up to five beliefs, stronger and weaker ones; a belief is a true tail with the probability of its
-place in `TRUE`, else one that is true of other heads, frequent ones preferred. So what it says more readily is true more
-often, and it says the same wrong thing each time: a filter by its own likelihood helps a little, asking more often does not help.
+place in `TRUE`, else one that is true of other heads, frequent ones preferred. So what it says more readily is true
+more often, and it says the same wrong thing each time: a filter by its own likelihood helps a little, asking more often
+does not help.
 """
 
 from __future__ import annotations
