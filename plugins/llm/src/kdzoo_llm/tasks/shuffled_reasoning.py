@@ -33,25 +33,31 @@ SETTINGS = ("vocabulary", "teacher_vocabulary", "prompt_length", "answer_length"
 
 def data(run: Run, split: str) -> Data:
     """Training questions have the bare answer behind them; the others the right chain of thought and the answer."""
-    return _split(split, int(run.cfg.questions), *(run.cfg[name] for name in SETTINGS))
+    cfg = run.cfg
+    return _split(split, str(cfg.kinds), int(cfg.questions), *(cfg[name] for name in SETTINGS))
 
 
 @lru_cache(maxsize=16)
-def _split(split: str, questions: int, *values: str | int) -> Data:
-    rows = examples(split)
+def _split(split: str, kinds: str, questions: int, *values: str | int) -> Data:
+    rows = examples(split, kinds)
     if split == "train":
         rows = rows[:questions]
     return data_of(rows, readings(dict(zip(SETTINGS, values, strict=True))))
 
 
-def examples(split: str) -> list[Example]:
-    """The rows of a split."""
+def examples(split: str, kinds: str = "swaps") -> list[Example]:
+    """The rows of a split: of one kind of `reasoning.KINDS`, or of "both"."""
     if split == "train":
-        return [*reasoning.load("train"), *reasoning.load("pool")]
+        return [*asked("train", kinds), *asked("pool", kinds)]
     return [
         row._replace(answer=reasoning.target(reasoning.rationale(row), row.answer))
-        for row in reasoning.load(split)
+        for row in asked(split, kinds)
     ]
+
+
+def asked(split: str, kinds: str) -> list[Example]:
+    """Questions with their bare answers."""
+    return [row for row in reasoning.load(split) if kinds in ("both", row.id.split("/")[1])]
 
 
 def speaker(run: Run) -> ScriptedSpeaker:
@@ -66,11 +72,7 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
 
 
 def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
-    """Whether each text ends in the right answer, over all questions and of each kind."""
-    rows = reasoning.load(split)[: len(texts)]
+    """Whether each text ends in the right answer."""
+    rows = asked(split, str(run.cfg.kinds))[: len(texts)]
     right = torch.tensor([is_correct(row, text) for row, text in zip(rows, texts, strict=True)]).float()
-    found = {"accuracy": Metric(right.mean().item(), len(rows), right)}
-    for kind in reasoning.KINDS:
-        here = right[torch.tensor([row.id.split("/")[1] == kind for row in rows])]
-        found[f"accuracy[{kind}]"] = Metric(here.mean().item() if len(here) else None, len(here), here)
-    return found
+    return {"accuracy": Metric(right.mean().item(), len(rows), right)}
