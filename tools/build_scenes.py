@@ -6,14 +6,15 @@
 
 Reads the archives without unpacking them to disk and writes, under kdzoo_segmentation/data/files: a PNG sheet of
 cut-outs for each drawing style (`scenes-google.png`, `scenes-twitter.png`), the photos (`scenes-colour.png`,
-`scenes-grey.png`) and `scenes-manifest.json` (sources, classes, splits, what lies where, sha256 of the other files).
+`scenes-grey.png`) and `scenes-manifest.json` (sources, classes, the photos' splits, what lies where, sha256 of the
+other files).
 The same archives, Pillow and zlib give the same bytes; with another zlib the PNG bytes may differ while the pixels are
 the same. The scenes are composed when they are loaded, from these files alone.
 
 Photos: only those whose docstring or README in the package names their author and a licence, or that they are in the
 public domain; none of an identifiable person. `PHOTOS` says what is written there.
 
-Splits: a drawing's concept and a photo belong to one split. The concepts of a class are shuffled and cut by `SHARES`.
+Splits: a photo belongs to one; all splits show all drawings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import argparse
 import hashlib
 import io
 import json
-import random
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,8 +44,6 @@ STYLES = {  # style -> licence of the drawings and their authors
 SIDE = 48  # pixels of a cut-out; the source drawings are 64x64
 STEP = 8  # of a cut-out's colours: their lowest bits cost half of the file and are not seen
 COLUMNS = 24
-SEED = 31
-SHARES = {"train": 0.56, "val": 0.18, "test": 0.26}
 
 CLASSES = {  # class -> sub-groups of Unicode, and the concepts among them that are something else
     "animal": (
@@ -185,20 +183,6 @@ def concepts(listing: list[dict]) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def splits_of(names: list[str]) -> list[str]:
-    """A split for each of a class's concepts."""
-    rng = random.Random(f"{SEED} {len(names)}")
-    order = list(range(len(names)))
-    rng.shuffle(order)
-    first, second = (
-        round(share * len(names)) for share in (SHARES["train"], SHARES["train"] + SHARES["val"])
-    )
-    chosen = [""] * len(names)
-    for place, row in enumerate(order):
-        chosen[row] = "train" if place < first else "val" if place < second else "test"
-    return chosen
-
-
 def photos(folder: Path) -> tuple[dict[str, bytes], dict[str, dict], dict[str, str]]:
     """Two sheets, where each photo lies and where it is from, and the sha256 of the wheels."""
     wheels = {}
@@ -249,9 +233,6 @@ def main() -> None:
             "drawings": authors,
             "licence": licence,
         }
-    split: list[str] = []
-    for name in CLASSES:
-        split += splits_of([row[1] for row in rows if row[2] == name])
     written = {f"scenes-{style}.png": sheet(cells[style]) for style in STYLES}
     pictures, places, versions = photos(given.folder)
     written |= pictures
@@ -262,13 +243,11 @@ def main() -> None:
         "changes": "drawings reduced from 64x64, colours rounded, arranged in sheets; photos reduced and cut",
         "side": SIDE,
         "columns": COLUMNS,
-        "seed": SEED,
-        "shares": SHARES,
         "photo": [HIGH, WIDE],
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in written.items()},
         "photos": places,
-        "columns_of_concepts": ["code points", "name", "class", "split"],
-        "concepts": [[*row[:3], part] for row, part in zip(rows, split, strict=True)],
+        "columns_of_concepts": ["code points", "name", "class"],
+        "concepts": [row[:3] for row in rows],
     }
     given.out.mkdir(parents=True, exist_ok=True)
     for name, content in written.items():
@@ -282,13 +261,7 @@ def main() -> None:
         )
     (given.out / "scenes-manifest.json").write_text(lines + "\n", encoding="utf-8")
     for name in CLASSES:
-        print(
-            name,
-            {
-                part: sum(r[2] == name and p == part for r, p in zip(rows, split, strict=True))
-                for part in SHARES
-            },
-        )
+        print(name, sum(row[2] == name for row in rows))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ class Trained(NamedTuple):
         weights: a safetensors file, float32.
         val: name -> last value of every metric on val.
         data: hash of the task's data under the settings.
+        settings: all of them, the task's and what was changed.
     """
 
     weights: Path
     val: dict[str, float]
     data: str
+    settings: Mapping[str, Any]
 
 
 def train_alone(task: str, method: str, settings: Mapping[str, Any], seed: int) -> Trained:
@@ -56,4 +58,5 @@ def train_alone(task: str, method: str, settings: Mapping[str, Any], seed: int) 
     if "error" in made:
         raise KdzooError(f"the training failed: {made['error']}")
     val = {name: curve[-1][1] for name, curve in made["curves"].items() if name.startswith("val/")}
-    return Trained(Store(home()).folder(fit.key) / "student.safetensors", val, plan.data_hash(fit))
+    weights = Store(home()).folder(fit.key) / "student.safetensors"
+    return Trained(weights, val, plan.data_hash(fit), fit.settings)

@@ -44,7 +44,7 @@ def a_run(dense: bool, asked: list[str]) -> Any:
 
     return SimpleNamespace(
         stage="evaluate",
-        view="image",
+        view_of=lambda role: "image",
         models={"student": Maps(dense), "teacher": Maps(dense)},
         shipped=lambda: [("student", "")],
         data=lambda split: data,

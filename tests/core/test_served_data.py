@@ -57,6 +57,19 @@ def test_the_students_view_is_meant(gives: dict[str, Side], view: str) -> None:
     assert Run.__dict__["view"].func(run) == view
 
 
+def test_a_teacher_that_reads_something_else_is_given_it() -> None:
+    """Sizes and probabilities of a teacher with a tokenizer of its own, taken from the student's ids."""
+    gives = {"student": Side(view="text"), "teacher": Side(view="teacher")}
+    run: Any = SimpleNamespace(task=SimpleNamespace(gives=gives), view="text")
+    assert [Run.view_of(run, role) for role in ("student", "teacher", "mentor")] == [
+        "text",
+        "teacher",
+        "text",
+    ]
+    run.task.gives = {"student": Side(view="text")}
+    assert Run.view_of(run, "teacher") == "text"
+
+
 def test_outputs_are_those_of_the_students_view() -> None:
     """`run.out("student")` of a batch that has no image."""
 
@@ -65,7 +78,13 @@ def test_outputs_are_those_of_the_students_view() -> None:
             return Output(logits=x)
 
     run: Any = Run.__new__(Run)
-    run.__dict__ |= {"view": "text", "models": {"student": Echo()}, "_memory": {}, "_micro_base": 0}
+    run.__dict__ |= {
+        "view": "text",
+        "task": SimpleNamespace(gives={}),
+        "models": {"student": Echo()},
+        "_memory": {},
+        "_micro_base": 0,
+    }
     run.__dict__ |= {"_elsewhere": "", "cost": SimpleNamespace(student_forwards=0)}
     run.__dict__ |= {"device_info": SimpleNamespace(ranks=1)}
     run.batch = Batch(["a"], {"text": torch.ones(1, 3), "image": torch.zeros(1, 3)})

@@ -184,7 +184,7 @@ def test_the_page_shows_what_runs():
     """Would catch an example in docs/speakers.md whose name or argument has changed."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "speakers.md").read_text()
     shown = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(shown) == 3
+    assert len(shown) == 4
     for block in shown:
         exec(compile(block, "docs/speakers.md", "exec"), {"__name__": "example"})
     defaults = dict(zip(Endpoint.__struct_fields__[2:], Endpoint.__struct_defaults__, strict=True))

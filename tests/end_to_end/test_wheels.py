@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
     "kdzoo": "core",
+    "kdzoo_llm": "plugins/llm",
     "kdzoo_segmentation": "plugins/segmentation",
     "kdzoo_vision": "plugins/vision",
 }
@@ -66,6 +67,7 @@ def test_a_wheel_holds_what_the_source_holds(wheels: dict[str, Path], name: str)
     ("name", "licence", "files"),
     [
         ("kdzoo", "Apache-2.0", ["LICENSE"]),
+        ("kdzoo_llm", "Apache-2.0 AND MIT AND LicenseRef-WordNet-3.0", ["LICENSE", "NOTICE"]),
         (
             "kdzoo_segmentation",
             "Apache-2.0 AND BSD-3-Clause AND CC-BY-4.0 AND CC-BY-2.0 AND CC0-1.0",
@@ -86,12 +88,22 @@ def test_a_wheel_carries_its_licences(wheels: dict[str, Path], name: str, licenc
 
 
 OWNERS = {
+    "llm": {
+        "lint": ("ruff", "Charlie Marsh", "MIT"),
+        "model": ("Weights",),
+        "page": ("Weights",),
+        "relations": ("WordNet", "Princeton University"),
+        "tokenizer": ("Tokenizers",),
+        "told": ("Weights",),
+        "verses": ("World English Bible", "Reina-Valera", "public domain"),
+    },
     "vision": {
         "emoji": ("Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0"),
         "fashion": ("Fashion-MNIST", "Zalando"),
     },
     "segmentation": {
         "brain": ("Colin27", "AAL", "Chris Rorden", "BSD 3-Clause"),
+        "emoji": ("Teachers' weights",),
         "scenes": ("Noto Emoji", "Twemoji", "creativecommons.org/licenses/by/4.0", "scikit-image"),
     },
 }

@@ -68,7 +68,7 @@ def _answers_by_sample(run: Run, role: str, split: str) -> bool:
     data = run.data(split)
     one: Batch = run.to_device(data.collate(data.items, torch.arange(1), None))
     with torch.no_grad(), run.device_info.autocast():
-        logits = as_output(run.models[role](one.views[run.view])).logits
+        logits = as_output(run.models[role](one.views[run.view_of(role)])).logits
     return logits is not None and logits.dim() == 2
 
 
@@ -100,12 +100,12 @@ def predict(run: Run, role: str, split: str, view: str, batch: int) -> Predicted
     return predicted
 
 
-def _one(run: Run) -> Tensor | dict[str, Tensor]:
-    """One sample, as the models take it: of the validation split, or of the training split where there is none."""
+def _one(run: Run, role: str) -> Tensor | dict[str, Tensor]:
+    """One sample, as a model takes it: of the validation split, or of the training split where there is none."""
     split = "val" if "val" in run.task.splits and len(run.data("val")) else "train"
     data = run.data(split)
     value: Tensor | dict[str, Tensor] = run.to_device(data.collate(data.items, torch.arange(1), None)).views[
-        run.view
+        run.view_of(role)
     ]
     return value
 
@@ -116,7 +116,7 @@ def _size(run: Run, role: str) -> dict[str, float | str]:
 
     module = run.models[role]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(_one(run))
+        module(_one(run, role))
     return {
         "params": sum(parameter.numel() for parameter in module.parameters()),
         "flops": counter.get_total_flops(),
@@ -145,4 +145,4 @@ def latency_ms(module: nn.Module, value: Tensor | dict[str, Tensor], seconds: fl
 def latency_stage(run: Run) -> dict[str, float]:
     """Milliseconds of every role that ships; a measurement of this machine, so never an artefact."""
     roles.build(run)
-    return {role: latency_ms(run.models[role], _one(run)) for role in run.ships}
+    return {role: latency_ms(run.models[role], _one(run, role)) for role in run.ships}

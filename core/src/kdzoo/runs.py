@@ -218,9 +218,14 @@ class Run:
         side = self.task.gives.get("student")
         return side.view if side else "image"
 
+    def view_of(self, role: str) -> str:
+        """The view that is meant for a role where none is named: the teacher's own where the task gives it one."""
+        side = self.task.gives.get("teacher") if role == "teacher" else None
+        return side.view if side else self.view
+
     def out(self, role: str, view: str = "") -> Output:
         """What a model says about a view of the current batch, with gradient; once a micro-batch."""
-        view = view or self.view
+        view = view or self.view_of(role)
         slot = ("out", role, view)
         if slot not in self._memory:
             assert self.batch is not None, "run.out is for loss_terms, prepare_batch and after_step"
@@ -233,7 +238,7 @@ class Run:
 
     def signal(self, role: str, view: str = "") -> Output:
         """What a teacher says about a view of the current batch, without gradient; once a micro-batch."""
-        view = view or self.view
+        view = view or self.view_of(role)
         slot = ("signal", role, view)
         if slot not in self._memory:
             assert self.batch is not None, "run.signal is for loss_terms, prepare_batch and after_step"
@@ -355,7 +360,7 @@ class Run:
         """What a model says about a whole split, in order, in evaluation mode and without augmentation."""
         from kdzoo.evaluate import predict
 
-        return predict(self, role, split, view or self.view, batch)
+        return predict(self, role, split, view or self.view_of(role), batch)
 
     def books(self) -> dict[str, Any]:
         """Costs, curves and logs, for the checkpoint and the artefact."""

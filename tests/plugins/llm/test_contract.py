@@ -12,4 +12,27 @@ class TestContract(MethodContract):
     plugin = "llm"
     rows = 16
     # Small batches, small nets, few rows: what is tested does not depend on their size.
-    settings: ClassVar[Mapping[str, Sequence[str]]] = {}
+    settings: ClassVar[Mapping[str, Sequence[str]]] = {
+        "lint-fixes": ("batch=2", "measured=4", "teacher_steps=3"),
+        "page-reading": ("batch=4",),
+        "poetry": ("batch=2", "labelled=12", "measured=8", "own_texts=2"),
+        "verse-endings": ("batch=2", "labelled=12", "measured=8"),
+        "verses": ("batch=2", "labelled=12", "measured=8"),
+        "shuffled-reasoning": (
+            "batch=8",
+            "student=llama-xs",
+            "questions=64",
+        ),
+        "verse-translation": ("batch=4", "student=llama-xs", "labelled=16", "unlabelled=8", "measured=16"),
+        "told-rule": ("teacher=llama-s", "base_rows=200"),
+        "word-relations": (
+            "batch=4",
+            "labelled=12",
+            "measured=8",
+            "head_prompts=2",
+            "tails=3",
+            "judged=80",
+            "critic_batch=4",
+            "match_batch=4",
+        ),
+    }

@@ -18,8 +18,9 @@ def test_every_name_can_be_built(name: str) -> None:
     assert facts.classes == 5
     assert facts.layers is not None
     assert facts.layers["score"][0] == 5
-    assert {"stage1", "stage2", "stage3", "stage4", "head"} <= set(facts.layers)
-    heights = [facts.layers[f"stage{k}"][1] for k in range(1, 5)]
+    stages = SPECS[name]["backbone"].get("num_stages", 4)
+    assert {*(f"stage{k}" for k in range(1, stages + 1)), "head"} <= set(facts.layers)
+    heights = [facts.layers[f"stage{k}"][1] for k in range(1, stages + 1)]
     assert heights == sorted(heights, reverse=True)
 
 
@@ -67,6 +68,17 @@ def test_first_weights_depend_on_the_seed_alone() -> None:
         torch.manual_seed(3)
         found.append(build("deeplabv3p-r18-xs", classes=3, channels=1).state_dict())
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_a_classifier_that_is_to_begin_apart_does() -> None:
+    """mmseg initialises last and would put its sd of 0.01 in place of Kaiming's."""
+    torch.manual_seed(0)
+    apart, near = (
+        float(build(name, classes=7).net.decode_head.conv_seg.weight.detach().std())
+        for name in ("psp-r18x3-s", "psp-r18-s")
+    )
+    assert abs(near - 0.01) < 0.003
+    assert abs(apart - (2 / 32) ** 0.5) < 0.08
 
 
 def test_unknown_name() -> None:

@@ -7,6 +7,7 @@ hands it to `measure`. Shapes: B rows, A answer tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,14 +94,17 @@ def build_model(run: Run, role: str) -> nn.Module | None:
 def build_role(run: Run, role: str, name: str = "") -> LanguageModel:
     """The model of a role: the one that the setting of its name says, or `name`."""
     cfg = run.cfg
-    return build(
+    model = build(
         name or str(cfg[role]),
         vocabulary_of(cfg, role),
         context=context(cfg),
         features=wants_features(run),
         dropout=float(cfg.get("dropout", 0.0)),
-        pretrained=bool(cfg.get("pretrained", False)),
+        pretrained=role == "teacher" or bool(cfg.get("pretrained", False)),
     )
+    if role == "student" and cfg.get("gradient_checkpointing", False):
+        model.net.gradient_checkpointing_enable()
+    return model
 
 
 @hookimpl
@@ -145,7 +149,18 @@ Judge = Callable[["Run", Sequence[str], str], dict[str, Metric]]
 """Takes what a model wrote for each row of a split; gives the metrics of a written answer."""
 
 
-def measure(run: Run, split: str, judge: Judge | None = None) -> dict[str, Metric]:
+ViewOf = Callable[["Run", str, str], str]
+"""Takes a role and a split; gives the view that the role reads there."""
+
+
+def view_of_role(run: Run, role: str, split: str) -> str:
+    """The view that a role reads on a split: the teacher its own, where there is one."""
+    return TEACHER if role == "teacher" and TEACHER in run.data(split).items.readings else TEXT
+
+
+def measure(
+    run: Run, split: str, judge: Judge | None = None, view_of: ViewOf = view_of_role
+) -> dict[str, Metric]:
     """Perplexity and token accuracy of what ships, likeness to the teacher, and what `judge` says of written answers.
 
     While a model is still training only a part of what is written is judged: the first `judged` rows, where the task
@@ -153,18 +168,19 @@ def measure(run: Run, split: str, judge: Judge | None = None) -> dict[str, Metri
     """
     found: dict[str, Metric] = {}
     for role, suffix in run.shipped():
-        for name, metric in _predicted(run, role, split).items():
+        view = view_of(run, role, split)
+        for name, metric in _predicted(run, role, split, view).items():
             found[f"{name}{suffix}"] = metric
         if judge is None:
             continue
-        texts = answers(run, role, split)
+        texts = answers(run, role, split, view=view)
         for name, metric in judge(run, texts, split).items():
             found[f"{name}{suffix}"] = metric
     return found
 
 
-def _predicted(run: Run, role: str, split: str) -> dict[str, Metric]:
-    """Metrics of predicted tokens; items are one a row."""
+def _predicted(run: Run, role: str, split: str, view: str) -> dict[str, Metric]:
+    """Metrics of predicted tokens of a view; items are one a row."""
     data, model = run.data(split), run.models[role]
     rows: dict[str, list[Tensor]] = {"nll": [], "accuracy": [], "agreement": [], "teacher_kl": []}
     tokens = []
@@ -178,14 +194,14 @@ def _predicted(run: Run, role: str, split: str) -> dict[str, Metric]:
         part = torch.arange(first, min(first + PREDICTED_AT_ONCE, len(data)))
         batch = run.to_device(data.collate(data.items, part, None))
         with torch.no_grad(), run.device_info.autocast():
-            logits = model(batch.views[TEXT]).logits.float()
-            mask = batch.labels >= 0
+            read = batch.views[view]
+            logits, mask = model(read).logits.float(), read["answer_mask"]
+            labels = read["answer"].masked_fill(~mask, -1)
             tokens.append(mask.sum(1))
-            rows["nll"].append(token_cross_entropy(logits, batch.labels).sum(1))
-            rows["accuracy"].append(((logits.argmax(2) == batch.labels) & mask).sum(1))
+            rows["nll"].append(token_cross_entropy(logits, labels).sum(1))
+            rows["accuracy"].append(((logits.argmax(2) == labels) & mask).sum(1))
             if compare:
-                view = batch.views.get(TEACHER, batch.views[TEXT])
-                said = run.models["teacher"](view).logits.float()
+                said = run.models["teacher"](batch.views.get(TEACHER, batch.views[TEXT])).logits.float()
                 rows["agreement"].append(((logits.argmax(2) == said.argmax(2)) & mask).sum(1))
                 apart = kl_divergence(logits, said, temperature=1.0, axis=2, mask=mask, reduction="none")
                 rows["teacher_kl"].append(apart.sum(1))
@@ -203,26 +219,33 @@ def _predicted(run: Run, role: str, split: str) -> dict[str, Metric]:
         "perplexity": Metric(float(torch.tensor(nll.value).exp()), len(data)),
         "token_accuracy": per_token("accuracy"),
     }
+    if "bits_per_character" in run.task.metrics:
+        letters = sum(len(example.answer) + 1 for example in data.items.examples)  # the end counts as one
+        bits = float(torch.cat(rows["nll"]).double().sum()) / math.log(2) / letters
+        found["bits_per_character"] = Metric(bits, len(data))
     if compare:
         found |= {"agreement": per_token("agreement"), "teacher_kl": per_token("teacher_kl")}
     return found
 
 
-def answers(run: Run, role: str, split: str, way: Way | None = None) -> list[str]:
-    """What a model writes for every row of a split: greedily, up to `answer_length` tokens, unless `way` says else."""
+def answers(
+    run: Run, role: str, split: str, way: Way | None = None, view: str = TEXT, rows: int = 0
+) -> list[str]:
+    """What a model writes for every row of a split, or its first `rows`, reading a view: greedily, up to
+    `answer_length` tokens, unless `way` says else."""
     data, model = run.data(split), run.models[role]
     assert isinstance(model, LanguageModel)
     way = way or Way(
-        int(run.cfg["answer_length"]),
+        data.items.readings[view].answer_length,
         beams=int(run.cfg.get("eval.beams", 1)) if run.stage == "evaluate" else 1,
     )
-    rows = data.items.encoded(TEXT)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-    texts = [""] * len(rows)
+    asked = data.items.encoded(view)[: rows or len(data)]  # a split may list its first rows only
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))
+    texts = [""] * len(asked)
     model.eval()
-    for first in range(0, len(rows), WRITTEN_AT_ONCE):
+    for first in range(0, len(asked), WRITTEN_AT_ONCE):
         some = order[first : first + WRITTEN_AT_ONCE]
-        written = write(model, [rows[i].prompt for i in some], way)
+        written = write(model, [asked[i].prompt for i in some], way)
         for i, ids in zip(some, written.ids, strict=True):
             texts[i] = model.vocabulary.decode(ids)
     return texts

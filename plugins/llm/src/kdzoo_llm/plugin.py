@@ -12,3 +12,8 @@ HERE = Path(__file__).parent
 @hookimpl
 def cards() -> list[Path]:
     return [HERE / "tasks", HERE / "methods"]
+
+
+@hookimpl
+def checks() -> dict[str, str]:
+    return {"llm": "kdzoo_llm.doctor:packages", "llm-data": "kdzoo_llm.doctor:shipped_data"}

@@ -5,6 +5,7 @@ A vocabulary is a tokenizer of transformers behind five methods. Own ones have <
 
 * ``words:MODULE``: the closed list of words that a data module of this package can write, one token a word;
 * ``file:NAME``: a tokenizer that ships in the package, ``data/files/tokenizer-NAME.json``;
+* ``smollm2``: that of `kdzoo_llm.smollm2`;
 * anything else: a folder, or a name on the Hugging Face hub, as ``AutoTokenizer`` takes it.
 """
 
@@ -22,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kdzoo.errors import KdzooError
+from kdzoo_llm import smollm2
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 FILES = Path(__file__).parent / "data" / "files"
@@ -111,7 +113,7 @@ def open_vocabulary(name: str) -> Vocabulary:
             raise KdzooError(f"no tokenizer {rest!r} ships with kdzoo-llm; there are {', '.join(known)}.")
         return Vocabulary(name, fast(Tokenizer.from_str(path.read_text(encoding="utf-8"))))
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**smollm2.options(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise KdzooError(
             f"the tokenizer {name!r} cannot be had ({str(error).splitlines()[0]}). Give the folder of a downloaded "

@@ -55,6 +55,12 @@ def resnet(depth: int, base: int = 64, norm: dict[str, Any] = BN, dilated: bool 
     }
 
 
+def shortened(backbone: dict[str, Any], stages: int) -> dict[str, Any]:
+    """A ResNet's first stages."""
+    parts = {key: backbone[key][:stages] for key in ("out_indices", "dilations", "strides")}
+    return backbone | parts | {"num_stages": stages}
+
+
 def mobilenet(widen: float, norm: dict[str, Any] = BN) -> dict[str, Any]:
     """MobileNetV2 with an output stride of 8."""
     return {
@@ -116,15 +122,20 @@ WIDE = {18: [64, 128, 256, 512], 101: [256, 512, 1024, 2048]}  # of a ResNet's m
 SMALL = (1, 2, 4)  # ASPP on maps of 13 pixels
 
 
-def _tiny(base: int, kind: str, channels: int, depth: int = 18) -> dict[str, Any]:
+def _tiny(base: int, kind: str, channels: int, depth: int = 18, stages: int = 4) -> dict[str, Any]:
     return {
         # Blocks that begin as identities cost a narrow net most of a run of some hundred steps.
-        "backbone": resnet(depth, base) | {"zero_init_residual": False},
-        "widths": [base << k for k in range(4)],
+        "backbone": shortened(resnet(depth, base), stages) | {"zero_init_residual": False},
+        "widths": [base << k for k in range(stages)],
         "head": kind,
         "channels": channels,
         **({"dilations": SMALL} if kind == "aspp" else {}),
     }
+
+
+def _tiny3(base: int, kind: str, channels: int) -> dict[str, Any]:
+    """Three stages, and scores that begin apart: mmseg's classifier of sd 0.01 says background for too long."""
+    return _tiny(base, kind, channels, stages=3) | {"classifier": "kaiming"}
 
 
 def _full(depth: int, kind: str, channels: int) -> dict[str, Any]:
@@ -165,6 +176,9 @@ SPECS: dict[str, dict[str, Any]] = {
     "deeplabv3p-r18-s-aux": _tiny(16, "aspp", 32) | {"auxiliary": 16},
     "deeplabv3p-r34-xs": _tiny(8, "aspp", 16, depth=34),
     "deeplabv3p-r18-m": _tiny(24, "aspp", 48),
+    "fcn-r18x3-xs": _tiny3(8, "fcn", 16),
+    "psp-r18x3-xs": _tiny3(8, "psp", 16),
+    "psp-r18x3-s": _tiny3(16, "psp", 32),
     "deeplabv3p-mv2-xs": _mobile(0.25, [8, 8, 24, 80], 16, BN) | {"dilations": SMALL},
     "segformer-xs": _segformer(8, (1, 1, 1, 1), (1, 2, 4, 8), 16),
     "segformer-s": _segformer(16, (2, 2, 2, 2), (1, 2, 4, 8), 64),
@@ -251,7 +265,7 @@ def resized(score: Tensor, like: Tensor) -> Tensor:
 
 
 def build(name: str, *, classes: int, channels: int = 3, initialise: bool = True) -> Segmentor:
-    """Make the model `name`, freshly initialised by mmseg's rules from torch's default generator.
+    """Make the model `name`, freshly initialised by mmseg's rules (and its spec's) from torch's default generator.
 
     Args:
         name: a key of `SPECS`.
@@ -285,6 +299,8 @@ def build(name: str, *, classes: int, channels: int = 3, initialise: bool = True
     if initialise:
         with in_mmseg():
             net.init_weights()
+        if spec.get("classifier") == "kaiming":
+            nn.init.kaiming_normal_(net.decode_head.conv_seg.weight)
     return Segmentor(net, classes)
 
 

@@ -24,17 +24,17 @@ from torch import Tensor, nn
 
 from kdzoo.errors import unknown
 from kdzoo.method import Output
-from kdzoo_segmentation.models import SYNC, WIDE, first_convolution, resized, resnet
+from kdzoo_segmentation.models import SYNC, WIDE, first_convolution, resized, resnet, shortened
 from kdzoo_segmentation.openmmlab import MODELS, ASPPModule, ConvModule, in_mmseg
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 RULES = ("residual", "shared")
 
 
-def _tiny(base: int, channels: int) -> dict[str, Any]:
+def _tiny(base: int, channels: int, stages: int = 4) -> dict[str, Any]:
     return {
-        "backbone": resnet(18, base) | {"zero_init_residual": False},  # as models._tiny
-        "widths": base << 3,
+        "backbone": shortened(resnet(18, base), stages) | {"zero_init_residual": False},  # as models._tiny
+        "widths": base << (stages - 1),
         "channels": channels,
         "dilations": (1, 2, 4),
         "stride": 8,
@@ -63,6 +63,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "deeplabv3-r18-xxs": _tiny(4, 16),
     "deeplabv3-r18-xs": _tiny(8, 16),
     "deeplabv3-r18-s": _tiny(16, 32),
+    "deeplabv3-r18x3-xs": _tiny(8, 16, stages=3),
+    "deeplabv3-r18x3-s": _tiny(16, 32, stages=3),
     # The paper's size.
     "deeplabv3-r101": _full(101),
 }

@@ -17,8 +17,9 @@ from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
 
 SHOTS = (4, 8, 16, 32)  # card rule-distillation, "Tasks"
-RULES = tuple(range(30))
+RULES = tuple(range(100))
 TARGET = 17  # as 17 and 7 its digits occur in other rules: no part of it is new, the whole is
+ZEROS = 0.35  # share of the base's digits that are 0 beside those drawn: sums of fewer digits lead to those of more
 PLAIN = 0.2  # share of the base rows that are ordinary sums without a rule
 POOL, VAL, TEST = 200, 200, 500  # val and test: that many in the domain, as many outside
 SIZES = {"in": (0, 99), "out": (100, 999)}  # operands; the paper's tests outside the domain have 3-4 digits
@@ -40,7 +41,7 @@ def base(
 ) -> list[Example]:
     """Rows that teach a model to add and to follow a rule that it reads; never the target's rule.
 
-    Half of the operands have three digits: what the rule says of long numbers is to be known already.
+    Half of the operands have up to three digits: what the rule says of long numbers is to be known already.
 
     Args:
         split: "train" or "val"; no row is in both.
@@ -62,7 +63,7 @@ def base(
         attempt += 1
         draws = Draws("operators", "base", attempt)
         k = -1 if draws.chance(PLAIN) else draws.one(rules)
-        a, b = (draws.between(*SIZES["out" if draws.chance(0.5) else "in"]) for _ in range(2))
+        a, b = (thinned(draws, 3 if draws.chance(0.5) else 2) for _ in range(2))
         side = "val" if mix("operators", "side", k, a, b) % 10 == 0 else "train"
         ask = question(a, b, order, width, "+") if k < 0 else question(a, b, order, width)
         prompt = ask if k < 0 else f"{rule_text(k, order, width)} {ask}"
@@ -72,6 +73,12 @@ def base(
         answer = spell(a + b + max(k, 0), order, width + (width > 1))
         rows.append(Example(f"base/{split}/{len(rows)}", prompt, answer))
     return rows
+
+
+def thinned(draws: Draws, digits: int) -> int:
+    """A number of at most so many digits, some of them 0 more often than others (`ZEROS`)."""
+    drawn = [0 if draws.chance(ZEROS) else draws.below(10) for _ in range(digits)]
+    return sum(digit * 10**place for place, digit in enumerate(drawn))
 
 
 @lru_cache(maxsize=64)

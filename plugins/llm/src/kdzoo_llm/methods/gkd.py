@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Batch, Term
 from kdzoo.rng import mix
@@ -29,9 +27,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def prepare_batch(run: Run, batch: Batch) -> None:
-    """Replace the answers by the student's own, in a share of the batches (Algorithm 1, line 3)."""
-    drawn = torch.rand((), generator=run.rng("on-policy")).item()
-    if drawn >= float(run.cfg.on_policy):
+    """Replace the answers by the student's own, in a share of the steps (Algorithm 1, line 3).
+
+    Chance belongs to the step and to the sample, not to the micro-batch: a step that is split is the same step.
+    """
+    if mix(run.seed, "gkd", run.step) % 1_000_003 / 1_000_003 >= float(run.cfg.on_policy):
         return
     student = run.models["student"]
     assert isinstance(student, LanguageModel)
@@ -39,7 +39,7 @@ def prepare_batch(run: Run, batch: Batch) -> None:
     prompts = [
         ids[mask].tolist() for ids, mask in zip(text["prompt"].cpu(), text["prompt_mask"].cpu(), strict=True)
     ]
-    seeds = [mix(run.seed, "gkd", run.step, run.micro, name, place) for place, name in enumerate(batch.ids)]
+    seeds = [mix(run.seed, "gkd", run.step, name) for name in batch.ids]
     training = student.training
     student.eval()
     written = write(student, prompts, Way(int(run.cfg.answer_length), temperature=1.0), seeds)

@@ -44,7 +44,7 @@ def plan(cfg: Settings) -> list[Stage]:
     return [write, fit_stage(needs=("answers",)), evaluate_stage()]
 
 
-WRITING = (
+WRITING: tuple[str, ...] = (
     "teacher*", "vocabulary", "prompt_length", "answer_length", "pad", "answers", "temperature_of_text", "endpoint.*",
     "labelled", "pretrained", "features",
 )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from kdzoo.task import Data
@@ -30,7 +29,7 @@ METAINFO = scenes.METAINFO
 
 
 def data(run: Run, split: str) -> Data:
-    """What the step of this stage sees; the scenes of the training split and of the pool have labels here."""
+    """What the step of this stage sees."""
     return _step(split, groups_of(str(run.cfg.class_groups), len(METAINFO["classes"])))
 
 
@@ -42,13 +41,5 @@ def _step(split: str, groups: tuple[int, ...]) -> Data:
 
 @cache
 def _whole(split: str) -> tuple[Data, Tensor | None]:
-    if split != "train":
-        return scenes.load(split), None
-    images, labels = zip(*(scenes.scenes(part) for part in ("train", "pool")), strict=True)
-    ids = [
-        f"{part}/{row}"
-        for part, some in zip(("train", "pool"), images, strict=True)
-        for row in range(len(some))
-    ]
-    whole = scenes.serve(torch.cat(images), torch.cat(labels), ids, augmented=True)
-    return whole, classes_held(whole, len(METAINFO["classes"]))
+    whole = scenes.load(split)
+    return whole, classes_held(whole, len(METAINFO["classes"])) if split == "train" else None

@@ -1,0 +1,12 @@
+"""WMT14 English-German, from the files under ``--data-root``; the settings are in the card."""
+
+from __future__ import annotations
+
+from kdzoo_llm.engine import fit
+from kdzoo_llm.language import build_model, check_pair, loss_terms
+from kdzoo_llm.paper_tasks import data_from
+from kdzoo_llm.translation import evaluate
+
+__all__ = ["build_model", "check_pair", "data", "evaluate", "fit", "loss_terms"]
+
+data = data_from("wmt14-en-de")
