@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kdzoo.errors import KdzooError
 from kdzoo.method import EVALUATE, FIT
 from kdzoo.plan import Plan, Request, make_plan
 from kdzoo.records import Record, RunRow
+from kdzoo.runs import StageSpec
 from kdzoo.workers import Event, Options, run_all
 
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -161,6 +162,30 @@ def _stage_row(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in kept}
 
 
+def _start_of(specs: Sequence[StageSpec], manifests: Sequence[Mapping[str, Any]]) -> str | None:
+    """The start of what ships: back from the last training, the first one that its weights have come through.
+
+    A training whose weights no later one takes up, a critic's or a mentor's, is not where the student starts.
+    """
+    fits = {
+        spec.stage.name: (spec, manifest["facts"]["init_hash"])
+        for spec, manifest in zip(specs, manifests, strict=True)
+        if spec.stage.seeded and manifest["call"] == FIT
+    }
+    name = next(reversed(fits), None)
+    start = None
+    while name is not None:
+        spec, start = fits[name]
+        sources = [role.source for role in spec.roles if role.kind == "train"]
+        before = [
+            source.removeprefix("stage:").partition("/")[0]
+            for source in sources
+            if source.startswith("stage:")
+        ]
+        name = next((stage for stage in before if stage in fits), None)
+    return start
+
+
 def run_row(
     plan: Plan, arm: str, seed: int | None, made: Manifests, latencies: Mapping[str, Mapping[str, float]]
 ) -> RunRow:
@@ -205,7 +230,7 @@ def run_row(
         arm=arm,
         seed=seed,
         status="done",
-        init_hash=next((m["facts"]["init_hash"] for m in own if m["call"] == FIT), None),
+        init_hash=_start_of(specs, manifests),
         order_hash=fit["facts"]["order_hash"] if fit else None,
         steps=sum(m["cost"]["steps"] for m in own),
         examples=sum(m["cost"]["examples"] for m in own),

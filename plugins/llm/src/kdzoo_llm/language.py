@@ -220,7 +220,9 @@ def _predicted(run: Run, role: str, split: str, view: str) -> dict[str, Metric]:
         "token_accuracy": per_token("accuracy"),
     }
     if "bits_per_character" in run.task.metrics:
-        letters = sum(len(example.answer) + 1 for example in data.items.examples)  # the end counts as one
+        letters = sum(
+            len(example.answer) + 1 for example in data.items.examples[: len(data)]
+        )  # the end counts as one
         bits = float(torch.cat(rows["nll"]).double().sum()) / math.log(2) / letters
         found["bits_per_character"] = Metric(bits, len(data))
     if compare:

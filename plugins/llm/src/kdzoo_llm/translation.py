@@ -32,7 +32,7 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
     """Perplexity on the references, and BLEU of greedy decoding; in the last stage also BLEU of `eval.beams` beams, the
     probability of what they have found, and the share of weights that are zero."""
     found = measure(run, split)
-    references = [example.answer for example in run.data(split).items.examples]
+    references = [example.answer for example in run.data(split).items.examples[: len(run.data(split))]]
     rows = len(references)
     for role, suffix in run.shipped():
         view = view_of_role(run, role, split)

@@ -51,7 +51,7 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
 
 def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     """What ruff says of the written code: whether it is Python that no longer breaks the rule."""
-    rows = run.data(split).items.examples
+    rows = run.data(split).items.examples[: len(texts)]  # a split may list its first rows only
     fixed = [
         lint_fixes.is_fixed(text, lint_fixes.rule_of(row)) for row, text in zip(rows, texts, strict=True)
     ]

@@ -49,13 +49,11 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
     if run.stage != "evaluate":
         return found
     for role, suffix in run.shipped():
-        texts = answers(run, role, split, view=view_of_role(run, role, split), rows=WRITTEN)
-        values = torch.tensor(
-            [
-                rouge_l(row.answer, text)
-                for row, text in zip(run.data(split).items.examples[:WRITTEN], texts, strict=True)
-            ]
+        texts = answers(
+            run, role, split, view=view_of_role(run, role, split), rows=min(WRITTEN, len(run.data(split)))
         )
+        rows = run.data(split).items.examples[: len(texts)]
+        values = torch.tensor([rouge_l(row.answer, text) for row, text in zip(rows, texts, strict=True)])
         found[f"rouge_l{suffix}"] = Metric(float(values.mean()), len(values), values)
     return found
 
