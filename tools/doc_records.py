@@ -181,7 +181,8 @@ def cost(card: MethodCard, cards: Catalog, found: Records) -> list[str]:
         if record is not None:
             total = sum(stage["seconds"] for stage in record.stages.values()) / 60
             measured = f"{total:.1f} core-minutes for {len(record.arms)} arms and all seeds"
-            own = own_rows(found, card, task.slug)
+            # An arm whose stages are all shared between seeds is charged nothing of its own.
+            own = [row for row in own_rows(found, card, task.slug) if row.cost]
             seconds = f"{statistics.fmean(row.cost['seconds'] for row in own):.1f}"
             memory = f"{max(row.cost['peak_memory_bytes'] for row in own) / 2**20:.0f} MiB"
         rows.append([f"`{task.slug}`", use.profile, expected, measured, seconds, memory])
