@@ -11,11 +11,13 @@ from kdzoo.bench import _start_of
 from kdzoo.method import EVALUATE, FIT, Role
 
 
-def stage(name: str, source: str, *, seeded: bool = True, call: str = FIT) -> tuple[Any, dict[str, Any]]:
-    """A stage that trains a student from `source`; the hash of its start is its name's."""
+def stage(
+    name: str, source: str, beside: str = "task", *, seeded: bool = True, call: str = FIT
+) -> tuple[Any, dict[str, Any]]:
+    """A stage that trains a student from `source` beside a frozen role; the hash of its start is its name's."""
     spec = SimpleNamespace(
         stage=SimpleNamespace(name=name, seeded=seeded),
-        roles=(Role("student", "train", source), Role("t", "frozen")),
+        roles=(Role("previous", "frozen", beside), Role("student", "train", source)),
     )
     return spec, {"call": call, "facts": {"init_hash": f"start of {name}"}}
 
@@ -26,6 +28,10 @@ def stage(name: str, source: str, *, seeded: bool = True, call: str = FIT) -> tu
         ([stage("fit", "init")], "fit"),
         ([stage("critic", "init"), stage("fit", "init")], "fit"),  # a critic is no part of the student
         ([stage("fit", "init"), stage("tune", "stage:fit"), stage("cut", "stage:tune/student")], "fit"),
+        (
+            [stage("one", "init"), stage("two", "init", "stage:one"), stage("three", "init", "stage:two")],
+            "one",
+        ),
         ([stage("base", "init", seeded=False), stage("fit", "stage:base")], "fit"),  # all seeds' base
         ([stage("fit", "init"), stage("evaluate", "stage:fit", call=EVALUATE)], "fit"),
     ],

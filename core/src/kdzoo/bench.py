@@ -163,26 +163,21 @@ def _stage_row(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _start_of(specs: Sequence[StageSpec], manifests: Sequence[Mapping[str, Any]]) -> str | None:
-    """The start of what ships: back from the last training, the first one that its weights have come through.
+    """The start of what ships: that of the first training whose weights reach the last one, as a role of it or of one
+    between them.
 
-    A training whose weights no later one takes up, a critic's or a mentor's, is not where the student starts.
+    A critic that chooses the data is trained before the student and is no role beside it: not where that starts.
     """
     fits = {
         spec.stage.name: (spec, manifest["facts"]["init_hash"])
         for spec, manifest in zip(specs, manifests, strict=True)
         if spec.stage.seeded and manifest["call"] == FIT
     }
-    name = next(reversed(fits), None)
-    start = None
-    while name is not None:
-        spec, start = fits[name]
-        sources = [role.source for role in spec.roles if role.kind == "train"]
-        before = [
-            source.removeprefix("stage:").partition("/")[0]
-            for source in sources
-            if source.startswith("stage:")
-        ]
-        name = next((stage for stage in before if stage in fits), None)
+    start, reached = None, {next(reversed(fits), None)}
+    for name in reversed(fits):
+        if name in reached:
+            spec, start = fits[name]
+            reached |= {role.source.removeprefix("stage:").partition("/")[0] for role in spec.roles}
     return start
 
 
