@@ -153,7 +153,7 @@ def main() -> None:
         "heads": len(known),
         "tails": len(offsets),
         "sha256_of_text": hashlib.sha256(content).hexdigest(),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest()},
         "command": COMMAND,
     }
     (FILES / "relations-manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

@@ -75,7 +75,7 @@ def main() -> None:
         "licence": "public domain",
         "verses": len(rows),
         "sha256_of_text": hashlib.sha256(content).hexdigest(),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest()},
         "command": "python tools/build_verses.py SWORD/usr/share/sword",
     }
     (FILES / "verses-manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +40,3 @@ def shares_of(names: Sequence[str], shares: Mapping[str, float], seed: int) -> d
         chosen.update(dict.fromkeys(ranked[round(start) : round(stop)], split))
         start = stop
     return chosen
-
-
-@contextmanager
-def unpacked(packages: Sequence[Path]) -> Iterator[Path]:
-    """A temporary folder with the content of Debian packages."""
-    with tempfile.TemporaryDirectory() as folder:
-        for package in packages:
-            subprocess.run(["dpkg-deb", "-x", str(package), folder], check=True)
-        yield Path(folder)
-
-
-def package(folder: Path, name: str) -> Path:
-    """The one ``<name>_*.deb`` in a folder."""
-    found = sorted(folder.glob(f"{name}_*.deb"))
-    if len(found) != 1:
-        raise SystemExit(
-            f"{folder} holds {len(found)} files {name}_*.deb, and one is needed: apt-get download {name}"
-        )
-    return found[0]
-
-
-def source(path: Path) -> dict[str, str]:
-    """Name and sha256 of a source package, for the manifest."""
-    return {"package": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -146,8 +146,7 @@ def test_stop_words_end_the_text() -> None:
     speaker = LocalSpeaker(made(), context=24)
     (plain,) = speaker.generate([Request(id="q", prompt="a b", max_tokens=6, temperature=0)])
     words = plain.texts[0].split()
-    if len(words) < 2:
-        pytest.skip("the model wrote one word")
+    assert len(words) >= 2
     (cut,) = speaker.generate([Request(id="q", prompt="a b", max_tokens=6, temperature=0, stop=(words[1],))])
     assert cut.texts[0].split() == words[: words.index(words[1])]
     assert cut.samples[0].finish == "stop"

@@ -130,7 +130,6 @@ def test_every_split_is_read_and_none_overlaps(root: Path, name: str) -> None:
     [
         ("gsm8k", "gsm8k/train.jsonl", '{"question": "q"}\n'),
         ("squad", "squad/train-v1.1.json", '{"data": [{}]}'),
-        ("atomic2020", "atomic2020_data-feb2021/train.tsv", "one\ttwo\n"),
         ("wmt14-en-de", "wmt14-en-de/train.de", "one line\n"),
     ],
 )

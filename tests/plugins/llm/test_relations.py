@@ -14,9 +14,8 @@ from kdzoo_llm.vocabularies import FILES, open_vocabulary
 
 
 def test_the_file_is_the_one_of_the_manifest() -> None:
-    """Another world under the same name would change every result."""
+    """Another world under the same name would change every result; loading compares the hash."""
     said = json.loads((FILES / "relations-manifest.json").read_bytes())
-    assert relations.content_hash() == said["sha256"]
     heads = {head for head, _ in relations.world()}
     assert len(heads) == said["heads"] == 5411
     assert "Princeton University" in (FILES / "relations-LICENSE.txt").read_text()

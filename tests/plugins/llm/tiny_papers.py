@@ -65,20 +65,11 @@ def write_gsm8k(root: Path) -> None:
         lines(root / f"gsm8k/{part}.jsonl", [json.dumps(row) for row in rows])
 
 
-def write_atomic(root: Path) -> None:
-    for part in ("train", "dev", "test"):
-        rows = [f"PersonX sees {i}\txWant\tto see {i + 1}" for i in range(12)] + [
-            "PersonX is here\txAttr\tnone"
-        ]
-        lines(root / f"atomic2020_data-feb2021/{part}.tsv", rows)
-
-
 WRITERS: dict[str, Callable[[Path], None]] = {
     "wmt14-en-de": write_wmt,
     "squad": write_squad,
     "infinity-instruct": write_infinity,
     "gsm8k": write_gsm8k,
-    "atomic2020": write_atomic,
 }
 
 

@@ -18,19 +18,21 @@ def packages() -> str:
 
 
 def shipped_data() -> str:
-    """The shipped text has the hash it was shipped with, and every shipped model that of its own file."""
+    """The shipped texts and models have the hashes they were shipped with."""
     import json
 
     from kdzoo.artefacts import file_hash
-    from kdzoo_llm.data import verses
+    from kdzoo_llm.data import lint_fixes, relations, verses
     from kdzoo_llm.vocabularies import FILES
 
-    said = json.loads((FILES / "verses-manifest.json").read_bytes())
-    if verses.content_hash() != said["sha256"]:
-        raise KdzooError("the file of the verses is damaged: pip install --force-reinstall kdzoo-llm")
-    models = sorted(FILES.glob("model-*.json"))
+    counts = {
+        "verses": len(verses.whole()),
+        "nouns in relations": len({head for head, _ in relations.world()}),
+        "pairs of code": sum(len(lint_fixes.load(split)) for split in lint_fixes.SPLITS),
+    }
+    models = sorted(FILES.glob("*.safetensors"))
     for path in models:
-        weights = path.with_suffix(".safetensors")
-        if not weights.exists() or file_hash(weights) != json.loads(path.read_bytes())["sha256"]:
-            raise KdzooError(f"{weights.name} is damaged or missing: pip install --force-reinstall kdzoo-llm")
-    return f"shipped data intact: {len(verses.whole()):,} verses, {len(models)} models"
+        if file_hash(path) != json.loads(path.with_suffix(".json").read_bytes())["sha256"]:
+            raise KdzooError(f"{path.name} is damaged: pip install --force-reinstall kdzoo-llm")
+    texts = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    return f"shipped data intact: {texts}, {len(models)} models"

@@ -163,8 +163,11 @@ def measure(
 ) -> dict[str, Metric]:
     """Perplexity and token accuracy of what ships, likeness to the teacher, and what `judge` says of written answers.
 
-    While a model is still training only a part of what is written is judged: the first `judged` rows, where the task
-    has this setting.
+    Args:
+        run: its shipped roles are measured.
+        split: of the task.
+        judge: None where nothing need be written.
+        view_of: which view a role reads.
     """
     found: dict[str, Metric] = {}
     for role, suffix in run.shipped():
@@ -177,6 +180,12 @@ def measure(
         for name, metric in judge(run, texts, split).items():
             found[f"{name}{suffix}"] = metric
     return found
+
+
+def share(right: Sequence[bool]) -> Metric:
+    """The share of rows that are right; items: 1 or 0 for each."""
+    hits = torch.tensor(right, dtype=torch.float32)
+    return Metric(float(hits.mean()), len(hits), hits)
 
 
 def _predicted(run: Run, role: str, split: str, view: str) -> dict[str, Metric]:

@@ -17,6 +17,7 @@ and their hash.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ MODELS: dict[str, Spec] = {
 }
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(nn.Module, ABC):
     """A net of transformers that answers views of a batch.
 
     Attributes:
@@ -94,9 +95,9 @@ class LanguageModel(nn.Module):
             features={f"layer{i}": state for i, state in enumerate(states)} if self.features else {},
         )
 
+    @abstractmethod
     def hidden(self, view: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The states (B, A, D) from which the answer's tokens are predicted, and those of every layer."""
-        raise NotImplementedError
 
     def head(self) -> nn.Module:
         """The linear map from D to V."""

@@ -14,18 +14,23 @@ if TYPE_CHECKING:
     from kdzoo.runs import Run
 
 
-def speaker_of(run: Run, role: str = "teacher", batch: int = 64) -> Speaker:
-    """The speaker of a role: an endpoint where the settings name one (``endpoint.base_url``), else the role's model.
-
-    The stage must have the role, with the source of its weights, and read the settings that build it.
-    """
+def speaker_of(run: Run, batch: int = 64) -> Speaker:
+    """The teacher, speaking: an endpoint where the settings name one (``endpoint.base_url``), else `local_speaker`."""
     if run.cfg.get("endpoint.base_url", ""):
         from kdzoo.speakers.endpoint import EndpointSpeaker
         from kdzoo.speakers.settings import Endpoint
 
         return EndpointSpeaker(Endpoint.of(run.cfg))
-    if role not in run.models:
+    return local_speaker(run, batch)
+
+
+def local_speaker(run: Run, batch: int = 64) -> LocalSpeaker:
+    """The model of the role "teacher", speaking.
+
+    The stage must have the role, with the source of its weights, and read the settings that build it.
+    """
+    if "teacher" not in run.models:
         roles.build(run)
-    model = run.models[role]
+    model = run.models["teacher"]
     assert isinstance(model, LanguageModel)
     return LocalSpeaker(model, context=context(run.cfg), batch=batch)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo_llm import adapters, engine
 from kdzoo_llm.data.examples import Example
-from kdzoo_llm.language import TEACHER, build_role, view_of_role
+from kdzoo_llm.language import TEACHER, build_role, share, view_of_role
 from kdzoo_llm.models import LanguageModel
 
 if TYPE_CHECKING:
@@ -55,9 +54,8 @@ def view_of(run: Run, role: str, split: str) -> str:
 
 def share_right(examples: Sequence[Example], right: Sequence[bool]) -> dict[str, Metric]:
     """The share of right answers, of all rows and of each part that there is."""
-    hits = torch.tensor(right).float()
-    found = {"accuracy": Metric(float(hits.mean()), len(hits), hits)}
+    found = {"accuracy": share(right)}
     for part in PARTS:
-        if rows := [i for i, example in enumerate(examples) if f"/{part}/" in example.id]:
-            found[f"accuracy[{part}]"] = Metric(float(hits[rows].mean()), len(rows), hits[rows])
+        if own := [one for example, one in zip(examples, right, strict=True) if f"/{part}/" in example.id]:
+            found[f"accuracy[{part}]"] = share(own)
     return found

@@ -105,7 +105,7 @@ def open_vocabulary(name: str) -> Vocabulary:
     """
     kind, _, rest = name.partition(":")
     if kind == "words":
-        return word_level(name, import_module(f"kdzoo_llm.data.{rest}").words())
+        return word_level(name, _words(rest))
     if kind == "file":
         path = FILES / f"tokenizer-{rest}.json"
         if not path.exists():
@@ -120,6 +120,18 @@ def open_vocabulary(name: str) -> Vocabulary:
             "model, a name on the Hugging Face hub, file:NAME or words:MODULE."
         ) from error
     return Vocabulary(name, tokenizer)
+
+
+def _words(module: str) -> list[str]:
+    """The words of a data module that has a closed list of them."""
+    try:
+        words: list[str] = import_module(f"kdzoo_llm.data.{module}").words()
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise KdzooError(
+            f"vocabulary words:{module}: kdzoo_llm.data has no module {module!r} with a closed list of words. Those "
+            "that have one are facts, operators, reasoning and relations."
+        ) from error
+    return words
 
 
 def word_level(name: str, words: Sequence[str]) -> Vocabulary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import zlib
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ def manifest(stem: str, tool: str, folder: Path = FILES) -> dict[str, Any]:
 
 
 def text(stem: str, tool: str, name: str, folder: Path = FILES) -> str:
-    """The unpacked text of one gzip file.
+    """The unpacked text of one file, packed by gzip or (.xz) by lzma.
 
     Args:
         stem: the data set, first part of its files' names.
@@ -43,6 +44,7 @@ def text(stem: str, tool: str, name: str, folder: Path = FILES) -> str:
         raise shipped.damaged(folder / f"{stem}-manifest.json", f"lacks the sha256 of {name}")
     content = shipped.content(folder / name, expected)
     try:
-        return gzip.decompress(content).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        unpack = lzma.decompress if name.endswith(".xz") else gzip.decompress
+        return unpack(content).decode("utf-8")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
         raise shipped.damaged(folder / name, f"cannot be unpacked ({error})") from error

@@ -125,16 +125,6 @@ def questions(folder: Path, part: str) -> Iterator[Example]:
         yield Example(str(number), row["question"], row["answer"])
 
 
-def triples(folder: Path, part: str) -> Iterator[Example]:
-    """Tab-separated head, relation, tail, as ATOMIC 2020 has them; tails that say "none" are left out."""
-    with (folder / f"{part}.tsv").open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            head, relation, tail = line.rstrip("\n").split("\t")[:3]
-            if tail.strip() and tail.strip() != "none":
-                prompt = f"<head> {head} </head> <relation> {relation} </relation> [GEN]"
-                yield Example(str(number), prompt, tail.strip())
-
-
 def _several(folder: Path, part: str) -> list[Path]:
     found = sorted(folder.glob(part))
     if not found:
@@ -194,18 +184,6 @@ DATASETS: dict[str, DataSet] = {
         splits={"train": "train", "test": "test"},
         cut={"val": 0.1},
         read=questions,
-    ),
-    "atomic2020": DataSet(
-        title="ATOMIC 2020",
-        layout="atomic2020_data-feb2021/\n  train.tsv    head, relation, tail, with tabs between them\n"
-        "  dev.tsv\n  test.tsv",
-        folders=("atomic2020_data-feb2021", "atomic2020"),
-        home="https://allenai.org/data/atomic-2020",
-        terms="CC BY 4.0",
-        gigabytes=0.1,
-        splits={"train": "train", "val": "dev", "test": "test"},
-        cut={},
-        read=triples,
     ),
 }
 

@@ -7,21 +7,18 @@ the true ones, near ones more often.
 
 from __future__ import annotations
 
-import hashlib
-import lzma
 from bisect import bisect
 from collections import Counter
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple
 
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.rng import mix
 from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
+from kdzoo_llm.data.packed import text
 
-FILE = Path(__file__).parent / "files" / "relations.txt.xz"
 SHARES = {"train": 0.2, "pool": 0.62, "val": 0.065, "test": 0.115}  # of the heads
 
 PHRASES = {
@@ -45,7 +42,7 @@ class Known(NamedTuple):
 @lru_cache(maxsize=1)
 def world() -> dict[tuple[str, str], Known]:
     """Every (head, relation) that has true tails. Do not change it."""
-    listed, _, rows = lzma.decompress(FILE.read_bytes()).decode().partition("\n\n")
+    listed, _, rows = text("relations", "build_relations.py", "relations.txt.xz").partition("\n\n")
     tails = [tuple(line.split(",")) for line in listed.splitlines()]
     found = {}
     for row in rows.splitlines():
@@ -171,11 +168,6 @@ def texts() -> list[str]:
     """The training text, for tokenizers."""
     return [f"{row.prompt} {tail}" for row, one in zip(triples("train"), known("train"), strict=True)
             for (tail, *_) in one.tails]  # fmt: skip
-
-
-def content_hash() -> str:
-    """sha256 of the file, as the manifest has it."""
-    return hashlib.sha256(FILE.read_bytes()).hexdigest()
 
 
 def words() -> list[str]:

@@ -10,19 +10,16 @@ A chapter belongs to one split, so that neighbouring verses never do to two.
 
 from __future__ import annotations
 
-import hashlib
-import lzma
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from kdzoo.errors import unknown
 from kdzoo.rng import mix
 from kdzoo_llm.data.examples import Example
+from kdzoo_llm.data.packed import text
 
-FILE = Path(__file__).parent / "files" / "verses.txt.xz"
 SHARES = {"train": 0.6, "pool": 0.25, "val": 0.05, "test": 0.1}  # of the chapters
 POETRY = ("Job", "Ps", "Prov", "Eccl", "Song", "Lam")
 LONGEST = 40  # words of a verse
@@ -49,7 +46,7 @@ class Verse(NamedTuple):
 @lru_cache(maxsize=1)
 def whole() -> list[Verse]:
     """All 31,077 verses that both texts have, in the order of the books. Do not change the list."""
-    rows = lzma.decompress(FILE.read_bytes()).decode().splitlines()
+    rows = text("verses", "build_verses.py", "verses.txt.xz").splitlines()
     cells = (row.split("\t") for row in rows)
     return [Verse(book, int(chapter), int(number), *texts) for book, chapter, number, *texts in cells]
 
@@ -153,8 +150,3 @@ def apart(text: str) -> str:
 def texts() -> Iterable[str]:
     """The English training text, for tokenizers."""
     return (row.answer for row in plain("train"))
-
-
-def content_hash() -> str:
-    """sha256 of the file, as the manifest has it."""
-    return hashlib.sha256(FILE.read_bytes()).hexdigest()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from kdzoo import catalog, roles
+from kdzoo import catalog
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
 from kdzoo.losses.divergences import kl_divergence, soft_cross_entropy
@@ -33,11 +33,10 @@ from kdzoo.speakers.settings import Endpoint
 from kdzoo.speakers.speech import Request
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.data.reasoning import ARROW, target
-from kdzoo_llm.language import context, readings, taught
-from kdzoo_llm.local_speaker import LocalSpeaker
-from kdzoo_llm.models import LanguageModel
+from kdzoo_llm.language import readings, taught
 from kdzoo_llm.sequences import data_of
 from kdzoo_llm.served import rows_of
+from kdzoo_llm.teachers import local_speaker
 from kdzoo_llm.vocabularies import open_vocabulary
 
 if TYPE_CHECKING:
@@ -168,10 +167,6 @@ def explain(run: Run) -> None:
 
 def augment(run: Run) -> None:
     """C4, a stage: let the mentor explain every training question."""
-    roles.build(run)
-    model = run.models["teacher"]
-    assert isinstance(model, LanguageModel)
-    speaker = LocalSpeaker(model, context=context(run.cfg), batch=256)
     asked = [
         Request(
             id=row.id,
@@ -182,7 +177,7 @@ def augment(run: Run) -> None:
         )
         for row in questions_of(run)
     ]
-    speak(run, speaker, asked)
+    speak(run, local_speaker(run, batch=256), asked)
 
 
 def written(folder: Path) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from torch import Tensor
 
-from kdzoo import catalog, roles
+from kdzoo import catalog
 from kdzoo.artefacts import dump_json, write_atomic
 from kdzoo.errors import KdzooError
 from kdzoo.hookspecs import hookimpl
@@ -42,11 +42,10 @@ from kdzoo.speakers.speech import Reply, Request, Speaker
 from kdzoo.task import Data
 from kdzoo_llm.adapters import build_model, fit
 from kdzoo_llm.data.examples import Example
-from kdzoo_llm.language import TEACHER, context, taught, token_cross_entropy
-from kdzoo_llm.local_speaker import LocalSpeaker
-from kdzoo_llm.models import LanguageModel
+from kdzoo_llm.language import TEACHER, taught, token_cross_entropy
 from kdzoo_llm.sequences import TEXT, Reading, Rows
 from kdzoo_llm.served import serve_examples
+from kdzoo_llm.teachers import local_speaker
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run
@@ -158,7 +157,7 @@ def ask(run: Run) -> None:
     elif by == "endpoint":
         speaker = EndpointSpeaker(Endpoint.of(cfg))
     else:
-        speaker = _base(run)
+        speaker = local_speaker(run)
     requests = [
         Request(
             id=name,
@@ -262,15 +261,8 @@ def answer(run: Run) -> None:
         )
         for question in _questions(run)
     ]
-    speak(run, _base(run), requests)
-
-
-def _base(run: Run) -> LocalSpeaker:
-    """The base, speaking: what answers is what the student learns from, so it is never another model."""
-    roles.build(run)
-    model = run.models["teacher"]
-    assert isinstance(model, LanguageModel)
-    return LocalSpeaker(model, context=context(run.cfg))
+    # What answers is what the student learns from: never a model behind an endpoint.
+    speak(run, local_speaker(run), requests)
 
 
 def _questions(run: Run) -> list[Question]:

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo.speakers.scripted import ScriptedSpeaker
@@ -16,7 +14,7 @@ from kdzoo_llm.data.examples import Example
 from kdzoo_llm.data.extraction import extract, is_same
 from kdzoo_llm.data.reasoning import target
 from kdzoo_llm.engine import fit
-from kdzoo_llm.language import build_model, check_pair, loss_terms, measure
+from kdzoo_llm.language import build_model, check_pair, loss_terms, measure, share
 from kdzoo_llm.paper_tasks import serve
 from kdzoo_llm.sequences import data_of
 
@@ -67,7 +65,6 @@ def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     """Whether the number in each text is that of the solution."""
     rows = solutions(run, split)[: len(texts)]
     pairs = zip(rows, texts, strict=True)
-    right = torch.tensor(
-        [is_same(text, extract(row.answer, "number"), "number") for row, text in pairs]
-    ).float()
-    return {"accuracy": Metric(right.mean().item(), len(rows), right)}
+    return {
+        "accuracy": share([is_same(text, extract(row.answer, "number"), "number") for row, text in pairs])
+    }

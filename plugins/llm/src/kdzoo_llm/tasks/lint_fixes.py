@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo.task import Data
 from kdzoo_llm.data import lint_fixes
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.engine import fit
-from kdzoo_llm.language import build_model, check_pair, loss_terms, measure, readings
+from kdzoo_llm.language import build_model, check_pair, loss_terms, measure, readings, share
 from kdzoo_llm.sequences import Reading, data_of
 
 if TYPE_CHECKING:
@@ -55,5 +53,4 @@ def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     fixed = [
         lint_fixes.is_fixed(text, lint_fixes.rule_of(row)) for row, text in zip(rows, texts, strict=True)
     ]
-    items = torch.tensor(fixed, dtype=torch.float32)
-    return {"fixed": Metric(float(items.mean()), len(fixed), items)}
+    return {"fixed": share(fixed)}

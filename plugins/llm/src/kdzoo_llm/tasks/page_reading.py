@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo.speakers.scripted import ScriptedSpeaker
@@ -22,7 +20,7 @@ from kdzoo_llm.data import facts
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.decoding import Way, write
 from kdzoo_llm.engine import fit
-from kdzoo_llm.language import build_model, check_pair, loss_terms, measure, readings
+from kdzoo_llm.language import build_model, check_pair, loss_terms, measure, readings, share
 from kdzoo_llm.models import LanguageModel
 from kdzoo_llm.sequences import TEXT, Rows, data_of
 
@@ -140,7 +138,7 @@ def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     """Whether an answer holds the value that was asked for."""
     asked = _questions(split)[: len(texts)]  # a split may list its first rows only
     right = [facts.is_correct(example, text) for example, text in zip(asked, texts, strict=True)]
-    return {"accuracy": _share(right)}
+    return {"accuracy": share(right)}
 
 
 def reading(run: Run, role: str) -> Metric:
@@ -154,9 +152,4 @@ def reading(run: Run, role: str) -> Metric:
         prompts = [row.prompt for row in rows.encoded(TEXT)[first : first + READ_AT_ONCE]]
         said = [model.vocabulary.decode(ids) for ids in write(model, prompts, way).ids]
         right += [facts.is_correct(example, text) for example, text in zip(asked, said, strict=True)]
-    return _share(right)
-
-
-def _share(right: Sequence[bool]) -> Metric:
-    hits = torch.tensor(right).float()
-    return Metric(float(hits.mean()), len(right), hits)
+    return share(right)

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo.speakers.scripted import ScriptedSpeaker
@@ -20,7 +18,7 @@ from kdzoo_llm.data import reasoning
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.data.reasoning import is_correct
 from kdzoo_llm.engine import fit
-from kdzoo_llm.language import build_model, loss_terms, measure, readings
+from kdzoo_llm.language import build_model, loss_terms, measure, readings, share
 from kdzoo_llm.sequences import data_of
 
 if TYPE_CHECKING:
@@ -74,5 +72,4 @@ def evaluate(run: Run, split: str) -> dict[str, Metric]:
 def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     """Whether each text ends in the right answer."""
     rows = asked(split, str(run.cfg.kinds))[: len(texts)]
-    right = torch.tensor([is_correct(row, text) for row, text in zip(rows, texts, strict=True)]).float()
-    return {"accuracy": Metric(right.mean().item(), len(rows), right)}
+    return {"accuracy": share([is_correct(row, text) for row, text in zip(rows, texts, strict=True)])}

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdzoo.hookspecs import hookimpl
 from kdzoo.method import Metric
 from kdzoo.speakers.speech import Request
@@ -15,7 +13,7 @@ from kdzoo.task import Data
 from kdzoo_llm.data import relation_speaker, relations
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.engine import fit
-from kdzoo_llm.language import build_model, check_pair, loss_terms, measure, readings
+from kdzoo_llm.language import build_model, check_pair, loss_terms, measure, readings, share
 from kdzoo_llm.models import LanguageModel
 from kdzoo_llm.sequences import Reading, Rows, data_of
 
@@ -69,17 +67,12 @@ def judge(run: Run, texts: Sequence[str], split: str) -> dict[str, Metric]:
     items = run.data(split).items
     assert isinstance(items, Rows)
     tails = [first_sentence(text) for text in texts]
-    good = torch.tensor(
-        [
-            relations.is_true(*relations.asked(row.prompt), tail)
-            for row, tail in zip(items.examples, tails, strict=False)
-        ]
-    ).float()
-    distinct = {tail for tail, true in zip(tails, good.tolist(), strict=True) if true}
-    return {
-        "acceptance": Metric(float(good.mean()), len(good), good),
-        "distinct": Metric(float(len(distinct)), len(good)),
-    }
+    good = [
+        relations.is_true(*relations.asked(row.prompt), tail)
+        for row, tail in zip(items.examples[: len(tails)], tails, strict=True)
+    ]
+    distinct = {tail for tail, true in zip(tails, good, strict=True) if true}
+    return {"acceptance": share(good), "distinct": Metric(float(len(distinct)), len(good))}
 
 
 def first_sentence(text: str) -> str:
