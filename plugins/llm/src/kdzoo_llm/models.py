@@ -278,15 +278,17 @@ def _from_transformers(
     seq2seq = bool(config.is_encoder_decoder)
     maker = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     if pretrained:
-        net = maker.from_pretrained(**smollm2.options(name), trust_remote_code=False, **_safely(name))
+        net = maker.from_pretrained(
+            **smollm2.options(name), dtype=torch.float32, trust_remote_code=False, **_safely(name)
+        )
     else:
-        net = maker.from_config(config, trust_remote_code=False)
+        net = maker.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if not seq2seq:
-        return Causal(net.float(), vocabulary, features)
+        return Causal(net, vocabulary, features)
     if not isinstance(net, T5ForConditionalGeneration):
         raise KdzooError(
             f"model {name}: encoder-decoder models other than T5 are not supported. Choose a T5 or a model "
             "that is decoder only."
         )
     net.__class__ = SmallT5  # the same weights and methods, and the body apart from the head
-    return EncoderDecoder(net.float(), vocabulary, features)
+    return EncoderDecoder(net, vocabulary, features)

