@@ -17,6 +17,25 @@ class TestContract(MethodContract):
         "page-reading": ("batch=4",),
         "poetry": ("batch=2", "labelled=12", "measured=8", "own_texts=2"),
         "verse-endings": ("batch=2", "labelled=12", "measured=8"),
+        # Without the package of the pretrained teacher: what is tested is the pair of task and method.
+        "smollm2-endings": (
+            "batch=2",
+            "labelled=12",
+            "measured=8",
+            "teacher=llama-xs",
+            "teacher_vocabulary=file:verses-2k",
+            "teacher_steps=3",
+        ),
+        "smollm2-relations": (
+            "batch=4",
+            "labelled=12",
+            "measured=8",
+            "speaker=scripted",
+            "pool_heads=80",
+            "judged=80",
+            "critic_batch=4",
+            "match_batch=4",
+        ),
         "verses": ("batch=2", "labelled=12", "measured=8"),
         "shuffled-reasoning": (
             "batch=8",

@@ -57,7 +57,7 @@ HEADS, TAILS, MATCHING, CRITIC, SCORES = "heads", "tails", "matching", "critic",
 HERE = "kdzoo_llm.methods.symbolic_kd"
 SPEAKER = ("speaker", "speaker_model", "speaker_vocabulary", "speaker_context", "endpoint.*")
 WRITING = (*SPEAKER, "head_source", "head_prompts", "head_samples", "head_top_p", "dropped", "seeds")
-TELLING = (*WRITING, "tails", "top_p", "examples")
+TELLING = (*WRITING, "tails", "top_p", "examples", "pool_heads")
 JUDGING = (*TELLING, "judged", "critic*", "passes", "vocabulary", "prior", "pretrained")
 RECALLS = (0.5, 0.8)
 
@@ -156,6 +156,8 @@ def write_tails(run: Run) -> None:
         written = clean_heads(samples, float(cfg.dropped))
     else:
         written = relations.heads("pool")
+        if cfg.pool_heads:
+            written = Draws("symbolic-kd", "pool").some(written, min(int(cfg.pool_heads), len(written)))
     # A head of val or test would be learnt before it is asked for.
     heads = [
         head

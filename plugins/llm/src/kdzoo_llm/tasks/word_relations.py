@@ -37,7 +37,7 @@ def _data(split: str, number: int, how: tuple[tuple[str, Reading], ...]) -> Data
 @hookimpl
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
     """What the student writes; or, where `eval.writer` says so, what the scripted teacher writes."""
-    if run.stage == "evaluate" and run.cfg["eval.writer"] == "speaker":
+    if run.stage == "evaluate" and run.cfg.get("eval.writer") == "speaker":
         items = run.data(split).items
         assert isinstance(items, Rows)
         return judge(run, spoken(items.examples[: len(run.data(split))]), split)
