@@ -61,6 +61,8 @@ def _arguments(run: Run, folder: str, accumulate: int, clip: float) -> TrainingA
         gradient_accumulation_steps=accumulate,
         max_grad_norm=clip,  # E6: over all trained parameters; 0 is off
         use_cpu=run.device.type == "cpu",
+        # accelerate has one precision a process: with another one the next stage could not open its device.
+        bf16=run.device_info.accelerator is not None and run.device_info.dtype == "bfloat16",
         disable_tqdm=True,
         report_to="none",
         logging_strategy="no",
