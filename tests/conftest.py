@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -196,3 +199,38 @@ def write_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     forget()
     yield write
     forget()
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Callable[..., tuple[list[int], list[str]]]:
+    """Run a script as two ranks on this machine, as torchrun starts them: ``two_ranks(script, *words, home=...)``.
+
+    Returns the exit codes and what was written to stderr, by rank.
+    """
+
+    def start(script: Path, *words: str, home: Path) -> tuple[list[int], list[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank in range(2):
+            place = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": 2,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": 1,
+                "KDZOO_HOME": home,
+            }
+            env = {**os.environ, **{name: str(value) for name, value in place.items()}}
+            command = [sys.executable, str(script), *words]
+            children.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+        try:
+            errors = [child.communicate(timeout=240)[1] for child in children]
+        finally:
+            for child in children:
+                child.kill()
+        return [child.returncode for child in children], errors
+
+    return start

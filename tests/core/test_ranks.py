@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,42 +26,17 @@ CASES: dict[str, dict[str, Any]] = {
 class Pair:
     """What two ranks said and wrote before rank 1 failed."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def __init__(self, folder: Path, two_ranks: Any) -> None:
         self.folder = folder
-        children = []
-        for rank in range(2):
-            place = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": 2,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            env = {
-                **os.environ,
-                **{name: str(value) for name, value in place.items()},
-                "OMP_NUM_THREADS": "1",
-            }
-            env["KDZOO_HOME"] = str(folder / "home")
-            command = [sys.executable, str(CHILD), str(folder), json.dumps(CASES)]
-            children.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-        try:
-            self.errors = [child.communicate(timeout=240)[1] for child in children]
-        finally:
-            for child in children:
-                child.kill()
-        self.codes = [child.returncode for child in children]
+        self.codes, self.errors = two_ranks(CHILD, str(folder), json.dumps(CASES), home=folder / "home")
         said = [folder / f"said-{rank}.json" for rank in range(2)]
         assert all(path.exists() for path in said), "\n".join(self.errors)
         self.said = [json.loads(path.read_text()) for path in said]
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(tmp_path_factory.mktemp("ranks"))
+def pair(tmp_path_factory: pytest.TempPathFactory, two_ranks: Any) -> Pair:
+    return Pair(tmp_path_factory.mktemp("ranks"), two_ranks)
 
 
 @pytest.mark.slow

@@ -21,15 +21,13 @@ from kdzoo.errors import KdzooError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch.optim import Optimizer
-
     from kdzoo.runs import Run
 
 POINTER = "checkpoint.json"
 
 
-def save(run: Run, optimizer: Optimizer | None) -> None:
-    """Write the state after ``run.step`` whole steps, then drop the older one."""
+def save(run: Run, optimizer: dict[str, Any] | None) -> None:
+    """Write the state after ``run.step`` whole steps, the optimiser's being `optimizer`, then drop the older one."""
     run.cost.seconds += run.seconds()
     run.restart_clock()
     kept = {name: thing.state_dict() for name, thing in run.kept.items()}
@@ -38,7 +36,7 @@ def save(run: Run, optimizer: Optimizer | None) -> None:
         "models": {
             name: run.models[name].state_dict() for name, role in run.roles.items() if role.kind != "frozen"
         },
-        "optimizer": optimizer.state_dict() if optimizer is not None else None,
+        "optimizer": optimizer,
         "kept": kept,
         "books": run.books(),
     }

@@ -205,7 +205,7 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
     else:
         raise KdzooError(f"setting optimizer is {kind!r}, expected sgd, adam or adamw")
     if run.restored is not None and run.restored["optimizer"] is not None:
-        optimizer.load_state_dict(run.restored["optimizer"])
+        run.weights.give_optimizer_state(optimizer, run.restored["optimizer"])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(cfg, run.step, run.steps) * group.get("lr_scale", 1.0)
     run.rate = partial(learning_rate, dict(cfg), steps=run.steps)
@@ -260,13 +260,17 @@ def stepped(run: Run, batch: Batch, grad_norm: Tensor | float | None) -> bool:
     now = time.monotonic()
     # A large state on a slow disk is saved less often: at most a twentieth of the time goes to saving.
     due = run.checkpoint_seconds and max(run.checkpoint_seconds, 20 * run.saving_seconds)
-    if run.stopping or (not done and now - run.saved_at >= due):
-        _refuse_broken_weights(run)
-        if run.device_info.main:
-            checkpoint.save(run, run.current_optimizer)
+    stopping, saving = run.weights.agreed(run.stopping, not done and now - run.saved_at >= due)
+    if stopping or saving:
+        optimizer = run.current_optimizer
+        with run.weights.whole():
+            _refuse_broken_weights(run)
+            state = run.weights.optimizer_state(optimizer) if optimizer is not None else None
+            if run.device_info.main:
+                checkpoint.save(run, state)
         run.saved_at = time.monotonic()
         run.saving_seconds = run.saved_at - now
-        if run.stopping:
+        if stopping:
             raise Stopped(f"stopped at step {run.step} of {run.steps}")
     if done or now - run.reported_at > _REPORT_SECONDS:
         run.reported_at = now

@@ -24,6 +24,7 @@ from kdzoo.method import Batch, Metric, Output, Role, Stage
 from kdzoo.rng import extend, mix, word
 from kdzoo.settings import Settings
 from kdzoo.task import Data
+from kdzoo.weights import Weights
 
 if TYPE_CHECKING:
     from kdzoo.artefacts import Store
@@ -93,6 +94,7 @@ class Run:
         inputs: name of an earlier stage -> folder of its artefact.
         folder: where this stage writes.
         batch: the current micro-batch.
+        weights: where the trained weights lie; an engine that shares them among ranks sets its own.
         hook: the hooks of this stage's plugins.
     """
 
@@ -117,6 +119,7 @@ class Run:
         self.roles: dict[str, Role] = {role.name: role for role in spec.roles}
         self.inputs, self.folder, self.device = dict(inputs), folder, device.torch
         self.batch: Batch | None = None
+        self.weights = Weights()
         self.kept: dict[str, Any] = {}
         self.cost = Cost()
         self.curves: dict[str, list[list[float]]] = {}
@@ -328,22 +331,23 @@ class Run:
     def validating(self) -> Iterator[None]:
         """Evaluation mode for all models; the time goes to validation, the batch and the modes come back."""
         began, batch = time.perf_counter(), self.batch
-        modes = {role: module.training for role, module in self.models.items()}
-        for module in self.models.values():
-            module.eval()
-        self.evaluating = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.evaluating = False
-            for role, mode in modes.items():
-                self.models[role].train(mode)
-            self.batch = batch
-            self._memory.clear()
-            spent = time.perf_counter() - began
-            self.cost.validation_seconds += spent
-            self._started += spent
+        with self.weights.whole():
+            modes = {role: module.training for role, module in self.models.items()}
+            for module in self.models.values():
+                module.eval()
+            self.evaluating = True
+            try:
+                with torch.no_grad():
+                    yield
+            finally:
+                self.evaluating = False
+                for role, mode in modes.items():
+                    self.models[role].train(mode)
+                self.batch = batch
+                self._memory.clear()
+                spent = time.perf_counter() - began
+                self.cost.validation_seconds += spent
+                self._started += spent
 
     def seconds(self) -> float:
         """Seconds since the clock was last started, validation left out."""

@@ -5,7 +5,9 @@ left, as one epoch of exactly that length. Off, because core does them: the Trai
 evaluation, logs, seeds and its filter for losses that are not finite. How each promise of docs/engines.md is kept is
 said at its place, by name (E1 to E8).
 
-Not here: FSDP and DeepSpeed, which own the weights that core saves and restores; they are refused.
+With the setting `shard` weights, gradients and optimiser state are shared among the ranks (`kdzoo_llm.sharding`). Not
+here: FSDP and DeepSpeed as accelerate starts them, which would own the weights that core saves and restores; they are
+refused.
 """
 
 from __future__ import annotations
@@ -37,21 +39,27 @@ def fit(run: Run) -> bool:
     for name in OWNERS:
         if os.environ.get(name, "").lower() in ("true", "1"):
             raise KdzooError(
-                f"{name} is set: FSDP and DeepSpeed would own weights and optimiser, which kdzoo's checkpoints hold, "
-                "so a resumed run would differ. Start with torchrun (plain DDP), or with accelerate without them."
+                f"{name} is set: accelerate would own weights and optimiser, which kdzoo's checkpoints hold, so a "
+                "resumed run would differ. Start with torchrun, or with accelerate without it; to share the weights "
+                "among the ranks set shard=true where the task has that setting."
             )
     if run.step >= run.steps:
         return True
+    if run.cfg.get("shard", False) and run.device_info.ranks > 1:
+        from kdzoo_llm.sharding import sharded
+
+        with sharded(run) as shards:
+            _train(run, shards.root(StepModel(run, run.device_info.ranks)))
+    else:
+        _train(run, StepModel(run, run.device_info.ranks))
+    return True
+
+
+def _train(run: Run, model: StepModel) -> None:
     accumulate, clip = int(run.cfg.get("accumulate", 1)), float(run.cfg.get("clip", 0.0))
     said_by_transformers.set_verbosity_error()
     with TemporaryDirectory(prefix="kdzoo-transformers-") as folder:
-        trainer = QuietTrainer(
-            run,
-            StepModel(run, run.device_info.ranks),
-            _arguments(run, folder, accumulate, clip),
-        )
-        trainer.train()
-    return True
+        QuietTrainer(run, model, _arguments(run, folder, accumulate, clip)).train()
 
 
 def _arguments(run: Run, folder: str, accumulate: int, clip: float) -> TrainingArguments:
@@ -80,7 +88,8 @@ def _arguments(run: Run, folder: str, accumulate: int, clip: float) -> TrainingA
 class StepModel(nn.Module):
     """Core's `StepModule` as a model of transformers: a batch in, a scalar out.
 
-    E5: DDP divides by the ranks, but the terms are divided by them already, so the loss is multiplied by them.
+    E5: DDP, and FSDP as well, divides by the ranks, but the terms are divided by them already, so the loss is
+    multiplied by them.
     """
 
     def __init__(self, run: Run, ranks: int) -> None:
@@ -140,8 +149,10 @@ class QuietTrainer(Trainer):
         """The model stays where core has put it."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        self.norm = grad_norm
-        return grad_norm
+        self.norm = (
+            grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+        )  # under `shard`
+        return self.norm
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # E7: core counts

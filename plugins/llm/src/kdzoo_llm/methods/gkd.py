@@ -33,17 +33,18 @@ def prepare_batch(run: Run, batch: Batch) -> None:
     """
     if mix(run.seed, "gkd", run.step) % 1_000_003 / 1_000_003 >= float(run.cfg.on_policy):
         return
-    student = run.models["student"]
-    assert isinstance(student, LanguageModel)
     text = batch.views[TEXT]
     prompts = [
         ids[mask].tolist() for ids, mask in zip(text["prompt"].cpu(), text["prompt_mask"].cpu(), strict=True)
     ]
     seeds = [mix(run.seed, "gkd", run.step, name) for name in batch.ids]
-    training = student.training
-    student.eval()
-    written = write(student, prompts, Way(int(run.cfg.answer_length), temperature=1.0), seeds)
-    student.train(training)
+    with run.weights.whole():
+        student = run.models["student"]
+        assert isinstance(student, LanguageModel)
+        training = student.training
+        student.eval()
+        written = write(student, prompts, Way(int(run.cfg.answer_length), temperature=1.0), seeds)
+        student.train(training)
     answers = [ids or [student.vocabulary.eos] for ids in written.ids]
     for name in (TEXT, TEACHER):
         if name not in batch.views:
