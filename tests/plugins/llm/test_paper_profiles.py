@@ -16,7 +16,7 @@ from kdzoo.errors import KdzooError
 from kdzoo.plan import Plan, Request, make_plan
 from kdzoo.testing.subject import Use, plugin_uses
 from kdzoo.workers import Options, run_all
-from kdzoo_llm.data import paper_files
+from kdzoo_llm.data import atomic, paper_files
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
 import tiny_papers
@@ -25,18 +25,16 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzPXGEN0123456789 ?:\n#</>[]Q"
 TINY: dict[str, Any] = {
     "steps": 2, "teacher_steps": 0, "batch": 2, "accumulate": 1, "labelled": 6, "measured": 4, "rank": 2, "warmup": 0,
     "prompt_length": 200, "answer_length": 40, "mentor_steps": 2, "unfinished": "keep",
+    "head_source": "pool", "tails": 2, "recall": 0.8, "critic_steps": 2, "critic_batch": 2, "critic_length": 120,
 }  # fmt: skip
+LAYOUTS = {**paper_files.DATASETS, "atomic-10x": atomic.INFO}
 SEQ2SEQ = {"wmt14-en-de", "gsm8k-reasoning"}
 
 
 def uses() -> list[Use]:
-    """Those on data of `kdzoo_llm.data.paper_files`; the others have readers and tests of their own."""
+    """Those whose data `tiny_papers` writes; the others have readers and tests of their own."""
     cards = catalog.load()
-    return [
-        use
-        for use in plugin_uses("llm", "paper")
-        if set(cards.task(use[1]).data) <= set(paper_files.DATASETS)
-    ]
+    return [use for use in plugin_uses("llm", "paper") if set(cards.task(use[1]).data) <= set(LAYOUTS)]
 
 
 def paper_tasks() -> list[str]:
@@ -52,6 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_papers.save_model(folder / "llama", "llama", LETTERS)
     tiny_papers.save_model(folder / "llama-other", "llama", LETTERS[::-1] + "!$%&")
     tiny_papers.save_model(folder / "t5", "t5", LETTERS)
+    tiny_papers.save_model(folder / "roberta", "roberta", LETTERS)
     return folder
 
 
@@ -61,7 +60,8 @@ def plan_of(use: Use, root: Path, data_root: Path) -> Plan:
     cards = catalog.load()
     known = cards.task(task).params | cards.method(method).params
     model = str(root / ("t5" if task in SEQ2SEQ else "llama"))
-    names = {"student": model, "teacher": model, "vocabulary": model}
+    names = {"student": model, "teacher": model, "vocabulary": model, "speaker_model": model}
+    names |= dict.fromkeys(("critic", "critic_vocabulary"), str(root / "roberta"))
     if known["teacher_vocabulary"].default:
         names |= dict.fromkeys(("teacher", "teacher_vocabulary"), str(root / "llama-other"))
     values = {name: value for name, value in {**TINY, **names}.items() if name in known}
@@ -90,7 +90,8 @@ def test_two_steps_and_a_record(tmp_path: Path, root: Path, use: Use) -> None:
         assert row.status == "done", row.warnings
         assert all(m["value"] is None or math.isfinite(m["value"]) for m in row.metrics.values())
         reported = {name.removeprefix("test/") for name in row.metrics if name.startswith("test/")}
-        assert row.arm == "teacher" or set(plan.task.metrics) <= reported
+        wanted = {name for name, metric in plan.task.metrics.items() if "test" in metric.splits}
+        assert row.arm == "teacher" or wanted <= reported
     assert {row.arm for row in record.runs} >= {"student", use[0]}
 
 
@@ -109,7 +110,7 @@ def test_a_wrong_folder_is_one_clear_message(tmp_path: Path, root: Path, task: s
 def test_the_card_tells_the_readers_layout(task: str) -> None:
     """`kdzoo show` must print the layout that the reader reads, not an older one."""
     for name, source in catalog.load().task(task).data.items():
-        info = paper_files.DATASETS[name]
+        info = LAYOUTS[name]
         assert source.text == info.layout
         assert source.licence == info.terms
         assert info.home in source.source
@@ -131,6 +132,11 @@ def test_every_split_is_read_and_none_overlaps(root: Path, name: str) -> None:
         ("gsm8k", "gsm8k/train.jsonl", '{"question": "q"}\n'),
         ("squad", "squad/train-v1.1.json", '{"data": [{}]}'),
         ("wmt14-en-de", "wmt14-en-de/train.de", "one line\n"),
+        (
+            "atomic-2020",
+            "atomic2020_data-feb2021/train.tsv",
+            "PersonX naps\txWant\tto rest\nPersonX naps\txWant\n",
+        ),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, file: str, content: str) -> None:

@@ -20,6 +20,8 @@ from kdzoo.speakers.speech import Generation, Reply
 from kdzoo_llm import critics, triples
 from kdzoo_llm.data import relation_speaker, relations
 from kdzoo_llm.methods import symbolic_kd
+from kdzoo_llm.tasks.word_relations import Nouns
+from kdzoo_llm.teachers import chosen_speaker
 from kdzoo_llm.triples import Triple, clean_heads, clean_tail, cutoff, mismatched, recall_cutoff
 from kdzoo_llm.vocabularies import open_vocabulary
 
@@ -111,7 +113,7 @@ def test_a_stage_that_was_killed_goes_on_to_the_same_bytes(
     symbolic_kd.write_tails(whole)
     cut = opened(tmp_path / "cut", "tails", *given)
     with monkeypatch.context() as patched:
-        patched.setattr(symbolic_kd, "speaker_of", lambda run: Tired(relation_speaker.script, "relations"))
+        patched.setattr(symbolic_kd, "chosen_speaker", lambda *_: Tired(relation_speaker.script, "relations"))
         with pytest.raises(KeyboardInterrupt):
             symbolic_kd.write_tails(cut)
     assert not (cut.folder / "answers.jsonl").exists()
@@ -138,9 +140,9 @@ def test_heads_of_the_test_are_never_asked(tmp_path: Path) -> None:
 def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Before anything is asked."""
     with pytest.raises(KdzooError, match="speaker_model"):
-        symbolic_kd.speaker_of(opened(tmp_path, "tails", "speaker=local"))
+        chosen_speaker(opened(tmp_path, "tails", "speaker=local"), relation_speaker.speaker)
     with pytest.raises(KdzooError, match="base_url is not set"):
-        symbolic_kd.speaker_of(opened(tmp_path, "tails", "speaker=endpoint"))
+        chosen_speaker(opened(tmp_path, "tails", "speaker=endpoint"), relation_speaker.speaker)
 
 
 # --- C3 -----------------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def test_pairs_are_said_in_drawn_ways_and_judged_in_all() -> None:
     """One wording only would be learnt by heart; padding must not count."""
     rows = [Triple("air horn", "kind-of", "alarm", -1.0), Triple("air force", "has-part", "wing", -1.0)]
     vocabulary = open_vocabulary("words:relations")
-    pairs = critics.Pairs(["a", "b"], [triples.said_in_ways(t) for t in rows], [1, 0], vocabulary, 48)
+    pairs = critics.Pairs(["a", "b"], [Nouns().ways(t, 4) for t in rows], [1, 0], vocabulary, 48)
     first = critics.collate(pairs, torch.tensor([0]), torch.tensor([0])).views[critics.PAIR]["ids"]
     second = critics.collate(pairs, torch.tensor([0]), torch.tensor([1 << 7])).views[critics.PAIR]["ids"]
     assert first.tolist() != second.tolist()
@@ -183,6 +185,17 @@ def test_pairs_are_said_in_drawn_ways_and_judged_in_all() -> None:
         replace(pairs, length=4).view([0], [0])
 
 
+def test_more_passes_than_wordings_are_refused(tmp_path: Path) -> None:
+    """Some wordings would count twice."""
+    vocabulary = open_vocabulary("words:relations")
+    run = opened(tmp_path, "scores", "passes=5", inputs={"tails": written(tmp_path / "in", world(20))})
+    run.models["critic"] = critics.build(
+        "small", vocabulary, length=48, hidden=8, prior=0.5, dropout=0.0, pretrained=False
+    )
+    with pytest.raises(KdzooError, match="passes is 5, and a triple of this task can be said in 4 ways"):
+        symbolic_kd._said(run, "critic", world(20), 5)
+
+
 def test_mismatched_tails_are_others_of_the_same_relation() -> None:
     """One that the teacher did write of the head would be a wrong label."""
     rows = [Triple(h, "kind-of", t, None) for h, t in (("a b", "cat"), ("a b", "dog"), ("c d", "cow"))]
@@ -192,9 +205,9 @@ def test_mismatched_tails_are_others_of_the_same_relation() -> None:
     assert mismatched(rows[:1]) == []
 
 
-def test_judged_parts_have_no_common_head(tmp_path: Path) -> None:
+def test_judged_parts_have_no_common_head() -> None:
     """A head in the critic's training and in a cut-off's set makes the cut-off too high."""
-    parts = triples.judged(written(tmp_path, world(60)), 40)
+    parts = triples.drawn(world(60), 40)
     sizes = [len(parts[part]) for part in ("train", "val", "test")]
     assert sizes == [
         round(0.6 * sum(sizes)),
@@ -247,7 +260,7 @@ def test_cutoffs_that_do_not_exist_are_refused() -> None:
 def test_the_filter_keeps_what_is_above_the_cutoff(tmp_path: Path) -> None:
     """A likelihood that is higher for true ones must leave more true ones than it found."""
     rows = [
-        Triple(t.head, t.relation, t.tail, (0.5 if t.true else -0.5) + (i % 7) / 10)
+        Triple(t.head, t.relation, t.tail, (0.5 if Nouns().truth(t) else -0.5) + (i % 7) / 10)
         for i, t in enumerate(world(60))
     ]
     folder = written(tmp_path / "in", rows)
@@ -256,7 +269,7 @@ def test_the_filter_keeps_what_is_above_the_cutoff(tmp_path: Path) -> None:
     run.inputs = {"tails": folder}
     kept = symbolic_kd.filtered(run)
     assert 0 < len(kept) < len(rows)
-    assert all(t.true for t in kept)
+    assert all(map(Nouns().truth, kept))
     found = symbolic_kd.measured(run)
     assert found["corpus/acceptance"] == [1.0, len(kept)]
     assert found["corpus/size"] == [len(kept), len(kept)]

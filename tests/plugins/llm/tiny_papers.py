@@ -9,8 +9,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+from kdzoo_llm.data.events import RELATIONS
 from kdzoo_llm.vocabularies import SPECIALS, fast
 
 PAIRS = [
@@ -65,11 +73,37 @@ def write_gsm8k(root: Path) -> None:
         lines(root / f"gsm8k/{part}.jsonl", [json.dumps(row) for row in rows])
 
 
+def write_atomic(root: Path) -> None:
+    """Three parts of ATOMIC 2020 with an event of two references, and a corpus that people have judged."""
+    for part, verb in (("train", "sees"), ("dev", "has"), ("test", "wants")):
+        rows = ["the house\tAtLocation\tcity", "PersonX sees ___\txWant\tto go", "PersonX naps\txNeed\tnone"]
+        for thing, _ in PAIRS:
+            head = f"PersonX {verb} {thing}"
+            rows += [f"{head}\t{relation}\tto {part}" for relation in RELATIONS]
+            rows.append(f"{head}\txWant\tto be old")
+        lines(root / f"atomic2020_data-feb2021/{part}.tsv", rows)
+    judged = [
+        {
+            "head": f"PersonX hears the {split} {i}",
+            "relation": relation,
+            "tail": tail,
+            "split": split,
+            "valid": valid,
+        }
+        for split, count in (("train", 8), ("val", 6), ("test", 6))
+        for i in range(count)
+        for relation, tail, valid in (("xWant", f"to go {i}", 2), ("xReact", f"old {i}", (-1, -9, 0)[i % 3]))
+    ]
+    name = "symbolic-knowledge-distillation/purification_dataset.jsonl"
+    lines(root / name, [json.dumps(row) for row in judged])
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "wmt14-en-de": write_wmt,
     "squad": write_squad,
     "infinity-instruct": write_infinity,
     "gsm8k": write_gsm8k,
+    "atomic-2020": write_atomic,
 }
 
 
@@ -86,6 +120,13 @@ def save_model(folder: Path, family: str, letters: str) -> None:
             LlamaConfig(
                 vocab_size=len(ids), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
                 max_position_embeddings=2048,
+            )
+        )  # fmt: skip
+    elif family == "roberta":
+        net = RobertaModel(
+            RobertaConfig(
+                vocab_size=len(ids), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                max_position_embeddings=256, type_vocab_size=1, pad_token_id=0,
             )
         )  # fmt: skip
     else:

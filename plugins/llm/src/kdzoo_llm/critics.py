@@ -153,6 +153,7 @@ class Pairs:
         ways: for each pair, its (first text, second text) in every way.
         labels: 1 valid, 0 not; -1 not known.
         length: tokens of a pair at most, special ones included.
+        separators: end tokens between the two texts.
     """
 
     ids: Sequence[str]
@@ -160,6 +161,7 @@ class Pairs:
     labels: Sequence[int]
     vocabulary: Vocabulary
     length: int
+    separators: int = 1
 
     @cached_property
     def encoded(self) -> list[list[tuple[list[int], list[int]]]]:
@@ -172,7 +174,7 @@ class Pairs:
         ids = dict(zip(texts, self.vocabulary.encode_all(texts), strict=True))
         found = [[(ids[first], ids[second]) for first, second in ways] for ways in self.ways]
         for name, ways in zip(self.ids, found, strict=True):
-            if (long := max(len(a) + len(b) + 3 for a, b in ways)) > self.length:
+            if (long := max(len(a) + len(b) + 2 + self.separators for a, b in ways)) > self.length:
                 raise KdzooError(
                     f"pair {name!r} has {long} tokens, critic_length is {self.length}: cut, it would be judged by its "
                     "beginning. Raise critic_length, or leave such pairs out."
@@ -180,17 +182,18 @@ class Pairs:
         return found
 
     def view(self, rows: Sequence[int], ways: Sequence[int]) -> dict[str, Any]:
-        """Some pairs as a critic reads them: <bos> first <eos> second <eos>."""
+        """Some pairs as a critic reads them: <bos> first <eos> second <eos>, with one <eos> in between or two."""
         bos, eos = self.vocabulary.bos, self.vocabulary.eos
         chosen = [
             self.encoded[row][way % len(self.encoded[row])] for row, way in zip(rows, ways, strict=True)
         ]
-        whole = [[bos, *first, eos, *second, eos] for first, second in chosen]
+        between = [eos] * self.separators
+        whole = [[bos, *first, *between, *second, eos] for first, second in chosen]
         longest = max(map(len, whole))
         ids = torch.tensor([row + [self.vocabulary.pad] * (longest - len(row)) for row in whole])
         places = torch.arange(longest)
         mask = places < torch.tensor([[len(row)] for row in whole])
-        side = (places >= torch.tensor([[len(first) + 2] for first, _ in chosen])) & mask
+        side = (places >= torch.tensor([[len(first) + 1 + self.separators] for first, _ in chosen])) & mask
         return {"ids": ids, "mask": mask, "side": side.long()}
 
 

@@ -6,6 +6,7 @@ The papers cut long texts at the model's length; here a row whose prompt or answ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 AT_ONCE = 1000
 
 
-def serve(name: str, run: Run, split: str) -> Data:
-    """A split of a data set, at most `labelled` training rows and `measured` others (0 for all).
+Choice = Callable[[list[Example]], list[Example]]
+"""Takes the rows of a split; gives those that are served."""
+
+
+def serve(name: str, run: Run, split: str, choose: Choice | None = None) -> Data:
+    """A split of a data set, at most `labelled` training rows and `measured` others (0 for all) of those chosen.
 
     Raises:
         KdzooError: no data root, or files that do not lie as expected.
@@ -34,12 +39,20 @@ def serve(name: str, run: Run, split: str) -> Data:
     if run.data_root is None:
         raise paper_files.missing_root(name)
     most = int(run.cfg.labelled) if split == "train" else int(run.cfg.measured)
-    return _served(name, split, run.data_root, most, tuple(readings(run.cfg).items()))
+    return _served(name, split, run.data_root, most, tuple(readings(run.cfg).items()), choose)
 
 
 @lru_cache(maxsize=6)
-def _served(name: str, split: str, root: Path, most: int, how: tuple[tuple[str, Reading], ...]) -> Data:
+def _served(
+    name: str,
+    split: str,
+    root: Path,
+    most: int,
+    how: tuple[tuple[str, Reading], ...],
+    choose: Choice | None,
+) -> Data:
     rows = paper_files.load(name, split, root)
+    rows = choose(rows) if choose else rows
     if most and most < len(rows):
         rows = sorted(rows, key=lambda row: mix("paper rows", row.id))
     kept: list[Example] = []

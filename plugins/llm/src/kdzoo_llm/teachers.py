@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kdzoo import roles
+from kdzoo.errors import KdzooError
 from kdzoo.speakers.speech import Speaker
 from kdzoo_llm.language import context
 from kdzoo_llm.local_speaker import LocalSpeaker
-from kdzoo_llm.models import LanguageModel
+from kdzoo_llm.models import LanguageModel, build
+from kdzoo_llm.vocabularies import open_vocabulary
 
 if TYPE_CHECKING:
     from kdzoo.runs import Run
@@ -22,6 +25,31 @@ def speaker_of(run: Run, batch: int = 64) -> Speaker:
 
         return EndpointSpeaker(Endpoint.of(run.cfg))
     return local_speaker(run, batch)
+
+
+def chosen_speaker(run: Run, scripted: Callable[[], Speaker]) -> Speaker:
+    """The teacher by the setting `speaker`: the task's program, a model behind an endpoint, or one that runs here.
+
+    Raises:
+        KdzooError: a local teacher without `speaker_model`; an endpoint that is not named.
+    """
+    cfg = run.cfg
+    if cfg.speaker == "endpoint":
+        from kdzoo.speakers.endpoint import EndpointSpeaker
+        from kdzoo.speakers.settings import Endpoint
+
+        return EndpointSpeaker(Endpoint.of(cfg))
+    if cfg.speaker == "scripted":
+        return scripted()
+    if not cfg.speaker_model:
+        raise KdzooError(
+            "speaker = 'local', and no speaker_model: there is nobody to write. Give the folder of a downloaded "
+            "model, or its name on the Hugging Face hub."
+        )
+    name, held = str(cfg.speaker_model), int(cfg.speaker_context)
+    vocabulary = open_vocabulary(str(cfg.speaker_vocabulary) or name)
+    model = build(name, vocabulary, context=held, pretrained=True)
+    return LocalSpeaker(model.to(run.device), context=held)
 
 
 def local_speaker(run: Run, batch: int = 64) -> LocalSpeaker:

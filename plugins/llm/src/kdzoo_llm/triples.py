@@ -7,7 +7,7 @@ called ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from kdzoo.errors import KdzooError
 from kdzoo.rng import mix
 from kdzoo.speakers.corpus import Corpus
 from kdzoo.speakers.speech import Generation
-from kdzoo_llm.data import relations
 from kdzoo_llm.data.draws import Draws
 
 PARTS = {
@@ -41,11 +40,6 @@ class Triple(msgspec.Struct, frozen=True):
     @property
     def id(self) -> str:
         return f"{self.head}/{self.relation}/{self.tail}"
-
-    @property
-    def true(self) -> bool:
-        """What a person would say of it."""
-        return relations.is_true(self.head, self.relation, self.tail)
 
 
 def clean_heads(samples: Sequence[Generation], dropped: float) -> list[str]:
@@ -85,14 +79,24 @@ def clean_tail(text: str) -> str:
     return kept if len(kept) >= SHORTEST else ""
 
 
+def first_sentence(text: str) -> str:
+    """What is before the first stop or line end, without blanks around it."""
+    return text.strip().partition("\n")[0].partition(".")[0].strip()
+
+
 @lru_cache(maxsize=4)
-def corpus_of(folder: Path) -> list[Triple]:
-    """All triples of the stage `tails`, each once, in the order in which they were written. Do not change the list."""
+def corpus_of(folder: Path, plain: Callable[[str], str] = str) -> list[Triple]:
+    """All triples of the stage `tails`, each once, in the order in which they were written. Do not change the list.
+
+    Args:
+        folder: of the stage.
+        plain: what is done to each text first, such as names turned back into persons; equal functions are equal.
+    """
     found: dict[str, Triple] = {}
     for reply in Corpus(folder):
         head, _, relation = reply.id.rpartition("/")
         for sample in reply.samples:
-            if tail := clean_tail(sample.text):
+            if tail := clean_tail(plain(sample.text)):
                 triple = Triple(head, relation, tail, log_probability(sample))
                 found.setdefault(triple.id, triple)
     if not found:
@@ -103,25 +107,19 @@ def corpus_of(folder: Path) -> list[Triple]:
     return list(found.values())
 
 
-@lru_cache(maxsize=8)
-def judged(folder: Path, number: int) -> dict[str, list[Triple]]:
+def drawn(corpus: Sequence[Triple], number: int) -> dict[str, list[Triple]]:
     """The triples that persons judge, one of each of `number` drawn heads, cut by head into train, val and test."""
     by_head: dict[str, list[Triple]] = {}
-    for triple in corpus_of(folder):
+    for triple in corpus:
         by_head.setdefault(triple.head, []).append(triple)
     heads = sorted(by_head, key=lambda head: mix("symbolic-kd", "judged", head))[:number]
-    drawn = [Draws("symbolic-kd", "triple", head).one(by_head[head]) for head in heads]
+    chosen = [Draws("symbolic-kd", "triple", head).one(by_head[head]) for head in heads]
     found, first, share = {}, 0, 0.0
     for part, width in PARTS.items():
         share += width
-        last = round(share * len(drawn))
-        found[part], first = drawn[first:last], last
+        last = round(share * len(chosen))
+        found[part], first = chosen[first:last], last
     return found
-
-
-def said_in_ways(triple: Triple) -> list[tuple[str, str]]:
-    """The pair that a critic reads, in every wording of its relation: the head, and what is said of it."""
-    return [(triple.head, f"{way} {triple.tail}") for way in relations.PHRASES[triple.relation]]
 
 
 def mismatched(triples: Sequence[Triple]) -> list[Triple]:

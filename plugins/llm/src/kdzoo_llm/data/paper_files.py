@@ -16,7 +16,9 @@ from typing import Any
 from kdzoo.data_layout import layout_error
 from kdzoo.errors import KdzooError
 from kdzoo.rng import mix
+from kdzoo_llm.data.events import RELATIONS
 from kdzoo_llm.data.examples import Example
+from kdzoo_llm.data.triple_prompts import prompt_of
 
 Reader = Callable[[Path, str], Iterator[Example]]
 
@@ -125,6 +127,22 @@ def questions(folder: Path, part: str) -> Iterator[Example]:
         yield Example(str(number), row["question"], row["answer"])
 
 
+def triples(folder: Path, part: str) -> Iterator[Example]:
+    """Tab-separated head, relation, tail, as ATOMIC 2020 has them: the relations of `events.RELATIONS`, without tails
+    that say "none"."""
+    path = folder / f"{part}.tsv"
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            cells = line.rstrip("\n").split("\t")
+            if len(cells) != 3:
+                raise ValueError(
+                    f"line {number} of {path.name} has {len(cells)} cells, expected head, relation and tail"
+                )
+            head, relation, tail = (cell.strip() for cell in cells)
+            if relation in RELATIONS and tail and tail != "none":
+                yield Example(str(number), prompt_of(head, relation), tail)
+
+
 def _several(folder: Path, part: str) -> list[Path]:
     found = sorted(folder.glob(part))
     if not found:
@@ -184,6 +202,18 @@ DATASETS: dict[str, DataSet] = {
         splits={"train": "train", "test": "test"},
         cut={"val": 0.1},
         read=questions,
+    ),
+    "atomic-2020": DataSet(
+        title="ATOMIC 2020",
+        layout="atomic2020_data-feb2021/\n  train.tsv    a line: head, relation and tail, with tabs between them\n"
+        "  dev.tsv\n  test.tsv",
+        folders=("atomic2020_data-feb2021", "atomic2020"),
+        home="https://allenai.org/data/atomic-2020",
+        terms="CC BY 4.0",
+        gigabytes=0.1,
+        splits={"train": "train", "val": "dev", "test": "test"},
+        cut={},
+        read=triples,
     ),
 }
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from kdzoo.errors import KdzooError, unknown
 from kdzoo.rng import mix
+from kdzoo_llm.data import triple_prompts
 from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
 from kdzoo_llm.data.packed import text
@@ -105,24 +106,19 @@ def part(rows: list[Example], number: int) -> list[Example]:
 
 
 def prompt_of(head: str, relation: str) -> str:
-    """What a student reads before it writes a tail (official code of symbolic knowledge distillation)."""
+    """What a student reads before it writes a tail."""
     phrase(relation)  # refuses an unknown one
-    return f"<head> {head} </head> <relation> {relation} </relation> [GEN]"
+    return triple_prompts.prompt_of(head, relation)
 
 
 def asked(prompt: str) -> tuple[str, str]:
     """Head and relation of a prompt of `prompt_of`.
 
     Raises:
-        KdzooError: it is none.
+        KdzooError: it is none, or of another relation.
     """
-    head, found, rest = prompt.removeprefix("<head> ").partition(" </head> <relation> ")
-    relation = rest.removesuffix(" </relation> [GEN]")
-    if not found or relation not in PHRASES:
-        raise KdzooError(
-            f"{prompt!r} is no prompt of kdzoo_llm.data.relations: which head and relation it asks for cannot be said. "
-            "Make prompts with prompt_of."
-        )
+    head, relation = triple_prompts.asked(prompt)
+    phrase(relation)
     return head, relation
 
 

@@ -6,8 +6,9 @@ what is wrong; a small model is trained on what is left, and may be right more o
 
 Here: heads written after drawn seeds (C1), tails written after worked examples (C2), the critic (C3) with its
 predictions averaged over wordings, the filter by recall (C4), the student (C5); cleaning, judging and cut-offs are in
-`kdzoo_llm.triples`. Not here: early stopping of the critic; names of persons, since nouns have none: the wordings of a
-relation take their part.
+`kdzoo_llm.triples`; heads, relations, prompts, wordings and judgements are the task's (`kdzoo_llm.knowledge`): names of
+persons are drawn where there are persons, the wordings of a relation take their part where there are none. Not here:
+early stopping of the critic.
 
 Official code: peterwestai2/symbolic-knowledge-distillation@7fa8cbf.
 """
@@ -28,25 +29,15 @@ from kdzoo.hookspecs import hookimpl
 from kdzoo.label_metrics import average_precision
 from kdzoo.method import Batch, Metric, Role, Stage, Term, evaluate_stage, fit_stage
 from kdzoo.speakers.corpus import Corpus, speak
-from kdzoo.speakers.speech import Request, Speaker, digest
+from kdzoo.speakers.speech import Request, digest
 from kdzoo.task import Data
-from kdzoo_llm import critics
-from kdzoo_llm.data import relation_speaker, relations
+from kdzoo_llm import critics, triples
 from kdzoo_llm.data.draws import Draws
 from kdzoo_llm.data.examples import Example
-from kdzoo_llm.local_speaker import LocalSpeaker
-from kdzoo_llm.models import build as build_language_model
+from kdzoo_llm.knowledge import Knowledge, knowledge_of
 from kdzoo_llm.served import serve_examples
-from kdzoo_llm.tasks.word_relations import first_sentence
-from kdzoo_llm.triples import (
-    Triple,
-    clean_heads,
-    corpus_of,
-    cutoff,
-    judged,
-    mismatched,
-    said_in_ways,
-)
+from kdzoo_llm.teachers import chosen_speaker
+from kdzoo_llm.triples import Triple, clean_heads, cutoff, first_sentence, mismatched
 from kdzoo_llm.vocabularies import open_vocabulary
 
 if TYPE_CHECKING:
@@ -60,6 +51,10 @@ WRITING = (*SPEAKER, "head_source", "head_prompts", "head_samples", "head_top_p"
 TELLING = (*WRITING, "tails", "top_p", "examples", "pool_heads")
 JUDGING = (*TELLING, "judged", "critic*", "passes", "vocabulary", "prior", "pretrained")
 RECALLS = (0.5, 0.8)
+WAYS = (
+    16  # wordings of a pair that the critic is trained on, ours; the official code draws new names each time
+)
+AT_ONCE = 256 * 200  # pairs that are worded and encoded together, in whole batches
 
 
 def plan(cfg: Settings) -> list[Stage]:
@@ -101,35 +96,14 @@ def _critic_stages(cfg: Settings) -> list[Stage]:
 # --- C1, C2: the teacher writes -----------------------------------------------------------------------------------
 
 
-def speaker_of(run: Run) -> Speaker:
-    """The teacher by the setting `speaker`: the task's program, a model behind an endpoint, or one that runs here."""
-    cfg = run.cfg
-    if cfg.speaker == "endpoint":
-        from kdzoo.speakers.endpoint import EndpointSpeaker
-        from kdzoo.speakers.settings import Endpoint
-
-        return EndpointSpeaker(Endpoint.of(cfg))
-    if cfg.speaker == "scripted":
-        return relation_speaker.speaker()
-    if not cfg.speaker_model:
-        raise KdzooError(
-            "speaker = 'local', and no speaker_model: there is nobody to write. Give the folder of a downloaded "
-            "model, or its name on the Hugging Face hub."
-        )
-    name, context = str(cfg.speaker_model), int(cfg.speaker_context)
-    vocabulary = open_vocabulary(str(cfg.speaker_vocabulary) or name)
-    model = build_language_model(name, vocabulary, context=context, pretrained=True)
-    return LocalSpeaker(model.to(run.device), context=context)
-
-
 def write_heads(run: Run) -> None:
     """C1: numbered lists of heads, drawn anew for each prompt from the seeds, to be continued."""
-    cfg = run.cfg
-    seeds = Draws("symbolic-kd", "seeds").some(relations.heads("train"), int(cfg.seeds))
+    cfg, knowledge = run.cfg, knowledge_of(run)
+    seeds = Draws("symbolic-kd", "seeds").some(knowledge.seeds(), int(cfg.seeds))
     requests = [
         Request(
             id=f"{number}",
-            prompt=relation_speaker.head_prompt(Draws("symbolic-kd", "prompt", number).some(seeds, 10)),
+            prompt=knowledge.head_prompt(Draws("symbolic-kd", "prompt", number).some(seeds, 10)),
             n=int(cfg.head_samples),
             max_tokens=12,  # official code
             temperature=1.0,
@@ -141,40 +115,38 @@ def write_heads(run: Run) -> None:
         )
         for number in range(int(cfg.head_prompts))
     ]
-    speak(run, speaker_of(run), requests)
+    speak(run, chosen_speaker(run, knowledge.speaker), requests)
 
 
 def write_tails(run: Run) -> None:
     """C2: for each head and relation a question with worked examples, and the same line begun for the head.
 
-    A relation in which the world knows nothing of a head is not asked, and a head that it does not have neither: nobody
-    could judge the answer.
+    Heads and relations that the task does not ask about are left out.
     """
-    cfg = run.cfg
+    cfg, knowledge = run.cfg, knowledge_of(run)
     if HEADS in run.inputs:
         samples = [one for reply in Corpus(run.inputs[HEADS]) for one in reply.samples]
-        written = clean_heads(samples, float(cfg.dropped))
+        written: Sequence[str] = clean_heads(samples, float(cfg.dropped))
     else:
-        written = relations.heads("pool")
+        written = knowledge.pool()
         if cfg.pool_heads:
             written = Draws("symbolic-kd", "pool").some(written, min(int(cfg.pool_heads), len(written)))
-    # A head of val or test would be learnt before it is asked for.
-    heads = [
-        head
-        for head in written
-        if relations.relations_of(head) and relations.split_of(head) in ("pool", "train")
-    ]
-    asked = [(head, relation) for head in heads for relation in relations.relations_of(head)]
+    asked = {head: known for head in written if (known := knowledge.asked_of(head))}
     if not asked:
         raise KdzooError(
-            f"of {len(written):,} heads that were written none is known to the task, so nothing that is said of them "
-            "could be judged. Look at the answers of the stage 'heads', or set head_source = pool."
+            f"of {len(written):,} heads that were written none is known to the task or of the form that it asks about, "
+            "so nothing that is said of them could be judged. Look at the answers of the stage 'heads', or set "
+            "head_source = pool."
         )
-    shown = {relation: worked_examples(relation, int(cfg.examples)) for relation in relations.PHRASES}
+    prompts: dict[tuple[str, str], str] = {}
+    for relation in knowledge.relations:
+        heads = [head for head, known in asked.items() if relation in known]
+        said = knowledge.tail_prompts(relation, heads, int(cfg.examples))
+        prompts |= {(head, relation): prompt for head, prompt in zip(heads, said, strict=True)}
     requests = [
         Request(
             id=f"{head}/{relation}",
-            prompt=relation_speaker.tail_prompt(head, relation, shown[relation]),
+            prompt=prompts[head, relation],
             n=int(cfg.tails),
             max_tokens=12,  # official code; 5 to 8 for some relations
             temperature=1.0,
@@ -182,49 +154,76 @@ def write_tails(run: Run) -> None:
             stop=("\n",),
             logprobs=True,
         )
-        for head, relation in asked
+        for head, known in asked.items()
+        for relation in known
     ]
-    run.facts["heads"] = {"written": len(written), "asked": len(heads)}
-    speak(run, speaker_of(run), requests)
-
-
-def worked_examples(relation: str, number: int) -> list[Example]:
-    """The first training rows of a relation, as the official prompts show five of each."""
-    rows = [row for row in relations.triples("train") if relations.asked(row.prompt)[1] == relation]
-    return relations.part(rows, number)[:number]
+    run.facts["heads"] = {"written": len(written), "asked": len(asked)}
+    speak(run, chosen_speaker(run, knowledge.speaker), requests)
 
 
 # --- C3: the critic -----------------------------------------------------------------------------------------------
 
 
-def pairs_of(cfg: Settings, triples: Sequence[Triple], labels: Sequence[int]) -> critics.Pairs:
+def corpus_of(run: Run) -> list[Triple]:
+    """What the teacher wrote of tails."""
+    return triples.corpus_of(run.inputs[TAILS], knowledge_of(run).plain)
+
+
+def judged(run: Run) -> dict[str, list[Triple]]:
+    """What persons have judged, in three parts."""
+    return knowledge_of(run).judged(corpus_of(run), int(run.cfg.judged))
+
+
+def scored(run: Run) -> list[Triple]:
+    """What a filter must have a score of: the corpus, then the triples of the cut-offs that are not in it."""
+    corpus, parts = corpus_of(run), judged(run)
+    own = {triple.id for triple in corpus}
+    return [*corpus, *(t for part in ("val", "test") for t in parts[part] if t.id not in own)]
+
+
+def labels_of(knowledge: Knowledge, some: Sequence[Triple]) -> list[int]:
+    """1 for each judged triple that is valid, 0 for the others."""
+    return [int(bool(knowledge.truth(triple))) for triple in some]
+
+
+def pairs_of(run: Run, some: Sequence[Triple], labels: Sequence[int], ways: int = WAYS) -> critics.Pairs:
+    cfg, knowledge = run.cfg, knowledge_of(run)
     vocabulary = open_vocabulary(str(cfg.critic_vocabulary) or str(cfg.vocabulary))
-    ids = [triple.id for triple in triples]
-    return critics.Pairs(ids, [said_in_ways(t) for t in triples], labels, vocabulary, int(cfg.critic_length))
+    said = [knowledge.ways(triple, ways) for triple in some]
+    return critics.Pairs(
+        [triple.id for triple in some],
+        said,
+        labels,
+        vocabulary,
+        int(cfg.critic_length),
+        int(cfg.get("critic_separators", 1)),
+    )
 
 
 def data(run: Run, split: str) -> Data | None:
     """What a stage of the method is trained on: pairs for the critic, the filtered corpus for the student."""
     if split != "train" or TAILS not in run.inputs:
         return None
+    knowledge = knowledge_of(run)
     if run.stage == MATCHING:
-        written = corpus_of(run.inputs[TAILS])
+        written = corpus_of(run)
         others = mismatched(written)
         return _pairs(run, [*written, *others], [1] * len(written) + [0] * len(others))
     if run.stage == CRITIC:
-        known = judged(run.inputs[TAILS], int(run.cfg.judged))["train"]
-        return _pairs(run, known, [int(triple.true) for triple in known])
-    kept = filtered(run)
-    return serve_examples(run, [Example(t.id, relations.prompt_of(t.head, t.relation), t.tail) for t in kept])
+        known = judged(run)["train"]
+        return _pairs(run, known, labels_of(knowledge, known))
+    return serve_examples(
+        run, [Example(t.id, knowledge.prompt_of(t.head, t.relation), t.tail) for t in filtered(run)]
+    )
 
 
-def _pairs(run: Run, triples: Sequence[Triple], labels: Sequence[int]) -> Data:
+def _pairs(run: Run, some: Sequence[Triple], labels: Sequence[int]) -> Data:
     if len(set(labels)) < 2:
         raise KdzooError(
             f"the {len(labels)} judged triples are all {'valid' if 1 in labels else 'wrong'}, or there are none: a "
             "critic of one class would call everything that. Raise judged."
         )
-    items = pairs_of(run.cfg, triples, labels)
+    items = pairs_of(run, some, labels)
     content = [list(items.ids), items.ways, labels, items.vocabulary.hash, items.length]
     ids = [f"{name}/{label}" for name, label in zip(items.ids, labels, strict=True)]
     return Data(items, ids, critics.collate, digest(content))
@@ -260,38 +259,58 @@ def loss_terms(run: Run, batch: Batch) -> dict[str, Term] | None:
 def score(run: Run) -> None:
     """C3: the critic's probability that each triple is valid, a mean over wordings."""
     roles.build(run)
-    triples = corpus_of(run.inputs[TAILS])
-    pairs = pairs_of(run.cfg, triples, [-1] * len(triples))
-    values = critics.scores(run.models["critic"], pairs, int(run.cfg.passes))
+    values = _said(run, "critic", scored(run), int(run.cfg.passes))
     write_atomic(run.folder / "scores.json", json.dumps(values.tolist()).encode())
+
+
+def _said(run: Run, role: str, some: Sequence[Triple], passes: int) -> Tensor:
+    """(N,) what a critic says of triples."""
+    parts = [some[first : first + AT_ONCE] for first in range(0, len(some), AT_ONCE)]
+    found = []
+    for part in parts:  # worded and encoded, some millions do not fit into memory
+        pairs = pairs_of(run, part, [-1] * len(part), passes)
+        if (ways := min(map(len, pairs.ways))) < passes:
+            raise KdzooError(
+                f"passes is {passes}, and a triple of this task can be said in {ways} ways: some would count twice. "
+                f"Set passes to {ways} or less."
+            )
+        found.append(critics.scores(run.models[role], pairs, passes))
+    return torch.cat(found)
 
 
 # --- C4: the filter -----------------------------------------------------------------------------------------------
 
 
 def scores_of(run: Run) -> Tensor | None:
-    """(N,) what the corpus is filtered by: the critic's probability, or the teacher's own log-probability."""
-    triples = corpus_of(run.inputs[TAILS])
+    """(N,) what the triples of `scored` are filtered by: the critic's probability, or the teacher's log-probability."""
     if run.cfg.filter == "none":
         return None
     if run.cfg.filter == "critic":
         return torch.tensor(json.loads((run.inputs[SCORES] / "scores.json").read_bytes()), dtype=torch.double)
-    if any(triple.said is None for triple in triples):
+    some = scored(run)
+    if any(triple.said is None for triple in some):
         raise KdzooError(
-            "filter = 'likelihood', and the speaker gave no log-probabilities: all triples would be equal. Use a "
-            "speaker that gives them, or filter = critic."
+            "filter = 'likelihood', and the speaker gave no log-probabilities, or persons judged triples that another "
+            "teacher wrote: those triples would all be equal. Use a speaker that gives them and a task whose judged "
+            "triples are its own, or filter = critic."
         )
-    return torch.tensor([triple.said for triple in triples], dtype=torch.double)
+    return torch.tensor([triple.said for triple in some], dtype=torch.double)
 
 
-def held_out(run: Run, triples: Sequence[Triple], scores: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Scores and labels of the judged triples of val and of test."""
-    place = {triple.id: i for i, triple in enumerate(triples)}
-    parts = judged(run.inputs[TAILS], int(run.cfg.judged))
+def held_out(run: Run, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Scores and labels of the judged triples of val and of test.
+
+    Args:
+        run: of a stage that reads the corpus.
+        scores: (N,) of `scored`.
+    """
+    parts, knowledge = judged(run), knowledge_of(run)
+    wanted = {triple.id for part in ("val", "test") for triple in parts[part]}
+    place = {triple.id: i for i, triple in enumerate(scored(run)) if triple.id in wanted}
     return [
         (
             torch.stack([scores[place[triple.id]] for triple in parts[part]]),
-            torch.tensor([int(triple.true) for triple in parts[part]]),
+            torch.tensor(labels_of(knowledge, parts[part])),
         )
         for part in ("val", "test")
     ]
@@ -299,14 +318,16 @@ def held_out(run: Run, triples: Sequence[Triple], scores: Tensor) -> list[tuple[
 
 def filtered(run: Run) -> list[Triple]:
     """C4: what is above the cut-off, in the order of the corpus."""
-    triples, scores = corpus_of(run.inputs[TAILS]), scores_of(run)
+    corpus, scores = corpus_of(run), scores_of(run)
     if scores is None:
-        return triples
-    least = cutoff(held_out(run, triples, scores), float(run.cfg.recall))
-    kept = [triple for triple, value in zip(triples, scores.tolist(), strict=True) if value > least]
+        return corpus
+    least = cutoff(held_out(run, scores), float(run.cfg.recall))
+    kept = [
+        triple for triple, value in zip(corpus, scores[: len(corpus)].tolist(), strict=True) if value > least
+    ]
     if not kept:
         raise KdzooError(
-            f"none of {len(triples):,} triples is above the cut-off {least:.3g} for a recall of {run.cfg.recall:g}: "
+            f"none of {len(corpus):,} triples is above the cut-off {least:.3g} for a recall of {run.cfg.recall:g}: "
             "the student would have nothing to read. Raise recall, or train the critic longer."
         )
     return kept
@@ -325,26 +346,36 @@ def fit(run: Run) -> Generator[None, bool | None, bool | None]:
 
 
 def measured(run: Run) -> dict[str, list[float]]:
-    """Metric -> value and number of triples: of the corpus that was kept, and of what filtered it."""
-    kept, triples, scores = filtered(run), corpus_of(run.inputs[TAILS]), scores_of(run)
-    true = [triple for triple in kept if triple.true]
-    n = len(kept)
-    found: dict[str, list[float]] = {
-        "corpus/acceptance": [len(true) / n, n],
-        "corpus/distinct": [len({(t.relation, first_sentence(t.tail).lower()) for t in true}), n],
-        "corpus/size": [n, n],
+    """Metric -> value and number of triples: of the corpus that was kept, and of what filtered it.
+
+    Where people have judged triples that are not in the corpus, those that would have been kept stand for it.
+    """
+    kept, some, scores, knowledge = filtered(run), scored(run), scores_of(run), knowledge_of(run)
+    fitted = {triple.id for triple in judged(run)["train"]} if scores is not None else set()
+    truth = [knowledge.truth(triple) for triple in some]
+    labels = torch.tensor([bool(value) for value in truth])
+    known = torch.tensor([value is not None for value in truth])
+    rest = known & torch.tensor([triple.id not in fitted for triple in some])
+    above = torch.ones(len(some), dtype=torch.bool)
+    if scores is not None:
+        above = scores > cutoff(held_out(run, scores), float(run.cfg.recall))
+    counted = above & (known if knowledge.closed else rest)
+    not_wrong = {
+        (t.relation, first_sentence(t.tail).lower()) for t in kept if knowledge.truth(t) is not False
     }
-    if scores is None:
+    n = len(kept)
+    found: dict[str, list[float]] = {}
+    if bool(counted.any()):
+        found["corpus/acceptance"] = [int(labels[counted].sum()) / int(counted.sum()), int(counted.sum())]
+    found |= {"corpus/distinct": [len(not_wrong), n], "corpus/size": [n, n]}
+    if scores is None or not bool(labels[rest].any()):
         return found
-    fitted = {triple.id for triple in judged(run.inputs[TAILS], int(run.cfg.judged))["train"]}
-    rest = torch.tensor([triple.id not in fitted for triple in triples])
-    labels = torch.tensor([triple.true for triple in triples])
     found["filter/ap"] = [float(average_precision(scores[rest, None], labels[rest, None])), int(rest.sum())]
     for recall in RECALLS:
-        above = rest & (scores > cutoff(held_out(run, triples, scores), recall))
-        if bool(above.any()):
-            value = float(labels[above].double().mean())
-            found[f"filter/precision[recall={recall:g}]"] = [value, int(above.sum())]
+        chosen = rest & (scores > cutoff(held_out(run, scores), recall))
+        if bool(chosen.any()):
+            value = float(labels[chosen].double().mean())
+            found[f"filter/precision[recall={recall:g}]"] = [value, int(chosen.sum())]
     return found
 
 
@@ -352,11 +383,11 @@ def measured(run: Run) -> dict[str, list[float]]:
 def evaluate(run: Run, split: str) -> dict[str, Metric]:
     """The critic on its held-out labels while it trains; the corpus beside the student's own metrics at the end."""
     if run.stage == CRITIC:
-        triples = judged(run.inputs[TAILS], int(run.cfg.judged))[split]
-        labels = torch.tensor([triple.true for triple in triples])
+        known = judged(run)[split]
+        labels = torch.tensor(labels_of(knowledge_of(run), known), dtype=torch.bool)
         if not bool(labels.any()):
             return {}
-        said = critics.scores(run.models["student"], pairs_of(run.cfg, triples, [-1] * len(triples)), 1)
+        said = _said(run, "student", known, 1)
         return {"critic_ap": Metric(float(average_precision(said[:, None], labels[:, None])), len(labels))}
     path = run.inputs["fit"] / "corpus.json" if "fit" in run.inputs else None
     if path is None or not path.exists():

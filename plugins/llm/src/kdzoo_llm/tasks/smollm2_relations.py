@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kdzoo_llm.tasks.word_relations import build_model, check_pair, data, evaluate, fit, loss_terms
+from kdzoo_llm.tasks.word_relations import build_model, check_pair, data, evaluate, fit, knowledge, loss_terms
 
-__all__ = ["build_model", "check_pair", "data", "evaluate", "fit", "loss_terms"]
+__all__ = ["build_model", "check_pair", "data", "evaluate", "fit", "knowledge", "loss_terms"]
