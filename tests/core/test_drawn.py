@@ -16,6 +16,7 @@ def drawn(copies: bool) -> tuple[Drawn, dict[str, Any]]:
         "image": torch.zeros(4, 3),
         "pair": {"x": torch.zeros(4), "y": torch.ones(4)},
         "words": ["a", "b"],
+        "ids": {"x": torch.ones(4), "vocabulary": "v1"},
     }
     names = frozenset(views)
     return Drawn(
@@ -44,6 +45,9 @@ def test_edits_of_views_are_noticed(copies: bool) -> None:
     assert made.untouched("pair", views["pair"])
     views["pair"]["y"].mul_(2)
     assert not made.untouched("pair", views["pair"])
+    assert made.untouched("ids", views["ids"]), "what is the same for every row is no reason to ask again"
+    views["ids"]["vocabulary"] = "v2"
+    assert not made.untouched("ids", views["ids"])
     assert not made.untouched("words", views["words"]), "what is not made of tensors could change unseen"
     assert not made.untouched("new", torch.zeros(4))
 

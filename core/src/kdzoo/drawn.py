@@ -47,9 +47,8 @@ class Drawn:
         self._seen = {
             name: _Seen(value, _versions(value), _copied(value) if copies else None)
             for name, value in views.items()
-            if _of_tensors(
-                value
-            )  # what else a view is made of could change unseen: it is never served from disk
+            # What else a view is made of could change unseen: it is never served from disk.
+            if _can_be_watched(value)
         }
 
     def pieces(self, view: str) -> list[Piece]:
@@ -71,21 +70,27 @@ class Drawn:
         return value is seen.value and _versions(value) == seen.versions
 
 
-def _of_tensors(value: Any) -> bool:
+CONSTANTS = (str, int, float, bool)
+"""What a view may hold beside tensors that is the same for every row, as the hash of a vocabulary."""
+
+
+def _can_be_watched(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(_of_tensors(part) for part in value.values())
-    return isinstance(value, Tensor)
+        return all(_can_be_watched(part) for part in value.values())
+    return isinstance(value, (Tensor, *CONSTANTS))
 
 
 def _versions(value: Any) -> tuple[int, ...]:
-    """How often each tensor was written to."""
+    """How often each tensor was written to; a constant can only be replaced."""
     if isinstance(value, dict):
         return tuple(version for part in value.values() for version in _versions(part))
-    return (value._version,)
+    return (value._version if isinstance(value, Tensor) else hash(value),)
 
 
 def _copied(value: Any) -> Any:
-    return {name: _copied(part) for name, part in value.items()} if isinstance(value, dict) else value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -95,4 +100,6 @@ def _equal(one: Any, other: Any) -> bool:
             and one.keys() == other.keys()
             and all(_equal(part, other[name]) for name, part in one.items())
         )
+    if not isinstance(one, Tensor):
+        return type(one) is type(other) and bool(one == other)
     return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)

@@ -167,9 +167,11 @@ class Source:
 
 
 def _select(value: Any, rows: Tensor) -> Any:
-    """Rows of a view; neighbours are not copied."""
+    """Rows of a view; neighbours are not copied, and a constant is that of every row."""
     if isinstance(value, dict):
         return {name: _select(part, rows) for name, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
     first, last = int(rows[0]), int(rows[-1]) + 1
     if last - first == len(rows) and bool((rows[1:] == rows[:-1] + 1).all()):
         return value[first:last]

@@ -101,7 +101,7 @@ class Maker:
 
     @property
     def shard_rows(self) -> int:
-        """As many rows as fill a shard, in whole groups."""
+        """As many rows as fill a shard, in whole groups; a group at least, however large a row is."""
         row = self.probe[0].numel() * self.probe.element_size() if not self.k else self.k * 8 + 4
         return max(1, SHARD_BYTES // max(1, row) // GROUP) * GROUP
 
@@ -159,7 +159,9 @@ def same(one: Any, other: Any) -> bool:
     """Whether two views hold the same numbers."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(part, other[name]) for name, part in one.items())
-    return isinstance(one, Tensor) and torch.equal(one, other)
+    if not isinstance(one, Tensor):
+        return bool(one == other)
+    return torch.equal(one, other)
 
 
 def difference(one: Tensor, other: Tensor) -> float:

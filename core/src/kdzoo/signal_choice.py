@@ -112,7 +112,8 @@ def check(choice: Choice, task: TaskCard, methods: Iterable[tuple[str, MethodCar
 
 def _fits_top_k(choice: Choice, arm: str, card: MethodCard) -> None:
     takes = ", ".join(card.teacher)
-    if more := [kind for kind in card.teacher if kind not in ("logits", "top-k")]:
+    # What a teacher writes is kept by the stage that lets it write.
+    if more := [kind for kind in card.teacher if kind not in ("logits", "top-k", "text")]:
         raise KdzooError(
             f"--signals {choice} with the arm {arm!r}: {card.slug} takes {takes} from its teacher, but top-k holds "
             f"logits only; its {more[0]} would be missing. Use --signals recorded, or leave the arm out with --arms."

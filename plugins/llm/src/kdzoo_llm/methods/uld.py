@@ -26,7 +26,8 @@ from kdzoo.speakers.corpus import Corpus, speak
 from kdzoo.speakers.speech import Request
 from kdzoo.task import Data
 from kdzoo_llm.data.examples import Example
-from kdzoo_llm.language import taught
+from kdzoo_llm.language import TEACHER, taught
+from kdzoo_llm.sequences import TEXT
 from kdzoo_llm.served import rows_of, serve_examples
 from kdzoo_llm.teachers import speaker_of
 
@@ -82,10 +83,11 @@ def data(run: Run, split: str) -> Data | None:
 @hookimpl
 def loss_terms(run: Run, batch: Batch) -> dict[str, Term]:
     """C4: mean over the rows of the mean over the common tokens."""
-    student, teacher = run.out("student"), taught(run)
+    own, read = batch.views[TEXT], batch.views.get(TEACHER, batch.views[TEXT])
+    # The masks are those of the views: asked for its mask, a recorded teacher would have to be asked live.
     values = uld(
-        student,
-        teacher,
+        Output(logits=run.out("student").logits, mask=own["answer_mask"]),
+        Output(logits=taught(run).logits, mask=read["answer_mask"]),
         temperature=(float(run.cfg.student_temperature), float(run.cfg.teacher_temperature)),
         skip_student_end=bool(run.cfg.skip_student_end),
         skip_teacher_end=bool(run.cfg.skip_teacher_end),
