@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdzoo.errors import KdzooError
 from kdzoo.method import Batch, Output
+from kdzoo.weights import Weights
 from kdzoo_llm.divergence import DIVERGENCES, token_divergence
 from kdzoo_llm.language import TEACHER, token_cross_entropy
 from kdzoo_llm.methods import gkd, llm_neo, token_kd
@@ -239,6 +240,7 @@ def on_policy_run(share: float) -> Any:
     batch = Batch(ids=["a", "b"], views=views, labels=labels, counts={"item": 2, "token": 5})
     cfg: Any = type("Cfg", (dict,), {"__getattr__": dict.__getitem__})(on_policy=share, answer_length=6)
     return SimpleNamespace(
+        weights=Weights(),
         cfg=cfg, batch=batch, models={"student": student}, seed=0, step=3,
         to_device=lambda batch: batch,
     )  # fmt: skip
