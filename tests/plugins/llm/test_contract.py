@@ -37,7 +37,8 @@ class TestContract(MethodContract):
             "critic_batch=4",
             "match_batch=4",
         ),
-        "verses": ("batch=2", "labelled=12", "measured=8"),
+        # One length of answers, so that the teacher can be recorded.
+        "verses": ("batch=2", "labelled=12", "measured=8", "pad=fixed"),
         "shuffled-reasoning": (
             "batch=8",
             "student=llama-xs",
