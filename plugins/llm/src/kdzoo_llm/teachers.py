@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 def speaker_of(run: Run, batch: int = 64) -> Speaker:
     """The teacher, speaking: an endpoint where the settings name one (``endpoint.base_url``), else `local_speaker`."""
-    if run.cfg.get("endpoint.base_url", ""):
-        from kdzoo.speakers.endpoint import EndpointSpeaker
-        from kdzoo.speakers.settings import Endpoint
+    return _endpoint(run) if run.cfg.get("endpoint.base_url", "") else local_speaker(run, batch)
 
-        return EndpointSpeaker(Endpoint.of(run.cfg))
-    return local_speaker(run, batch)
+
+def _endpoint(run: Run) -> Speaker:
+    """The model behind the endpoint that the settings name; httpx is imported only where one is asked."""
+    from kdzoo.speakers.endpoint import EndpointSpeaker
+    from kdzoo.speakers.settings import Endpoint
+
+    return EndpointSpeaker(Endpoint.of(run.cfg))
 
 
 def chosen_speaker(run: Run, scripted: Callable[[], Speaker]) -> Speaker:
@@ -35,10 +38,7 @@ def chosen_speaker(run: Run, scripted: Callable[[], Speaker]) -> Speaker:
     """
     cfg = run.cfg
     if cfg.speaker == "endpoint":
-        from kdzoo.speakers.endpoint import EndpointSpeaker
-        from kdzoo.speakers.settings import Endpoint
-
-        return EndpointSpeaker(Endpoint.of(cfg))
+        return _endpoint(run)
     if cfg.speaker == "scripted":
         return scripted()
     if not cfg.speaker_model:
